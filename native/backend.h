@@ -1,0 +1,94 @@
+/* backend.h - the operations a CPU backend provides.
+ *
+ * A backend is one file per instruction set, filled into a table that is picked
+ * at run time. scalar.c is the oracle: every other backend gives the same
+ * result up to the order of float summation. Operations work on what the caller
+ * hands them; threads split rows, tokens and heads in front of this table.
+ */
+#ifndef QWEN3_BACKEND_H
+#define QWEN3_BACKEND_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "blocks.h"
+
+/* Activations for quantized weights: n values (a multiple of 32) as
+ *   int8_t q[n], float d[n/32] (scale of each 32), int16_t sum[n/16] (of q),
+ * one after the other. A row takes act_bytes(n) bytes and starts 64-aligned. */
+static inline size_t act_bytes(int n) {
+    return ((size_t)n + (size_t)n / 32 * 4 + (size_t)n / 16 * 2 + 63) & ~(size_t)63;
+}
+static inline const float *act_scales(const void *row, int n) {
+    return (const float *)(const void *)((const char *)row + n);
+}
+static inline const int16_t *act_sums(const void *row, int n) {
+    return (const int16_t *)(const void *)((const char *)row + n + n / 32 * 4);
+}
+
+/* F32, F16 and BF16 weights multiply float activations, all others act rows. */
+static inline int type_takes_float(uint32_t type) {
+    return type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16;
+}
+
+/* y[c][r] = sum_i W[r][i] x[c][i] for columns c in [0, n_cols). Column c reads the
+ * activation row x_index[c] (NULL: c) and writes the output row y_index[c]. */
+typedef struct {
+    uint32_t type;
+    int n_in;            /* row length, whole blocks */
+    const void *w;       /* row r starts at w + r * row_bytes, unaligned */
+    size_t row_bytes;
+    const void *x;       /* float rows or act rows, see type_takes_float */
+    size_t x_stride;     /* bytes */
+    const int32_t *x_index;
+    float *y;
+    size_t y_stride;     /* floats */
+    const int32_t *y_index;
+    int n_cols;
+} matmul_args;
+
+/* One query group of GQA at one position: n_q heads share one K/V head.
+ *   out[h] = sum_t softmax_t(scale * q[h] . K[t]) V[t],  t in [0, n_kv) */
+typedef struct {
+    int n_q, head_dim, n_kv;
+    const float *q;      /* [n_q][head_dim] */
+    const void *k, *v;   /* [n_kv][head_dim], f16 or f32 */
+    int kv_is_f32;
+    float scale;
+    float *out;          /* [n_q][head_dim] */
+    float *scores;       /* scratch, [n_q][n_kv] */
+} attend_args;
+
+typedef struct backend {
+    const char *name; /* "scalar", "avx2", "neon" */
+    int (*available)(void);
+    /* Rows [row0, row1) of the product. */
+    void (*matmul)(const matmul_args *, int row0, int row1);
+    void (*quantize)(const float *x, void *act, int n);
+    /* y = x / sqrt(mean(x^2) + eps) * w; y may be x. */
+    void (*rmsnorm)(float *y, const float *x, const float *w, int n, float eps);
+    /* Rotates the pairs (x[i], x[i + n/2]) by the angle whose cos and sin are given, in place. */
+    void (*rope)(float *x, const float *cos, const float *sin, int n);
+    /* gate = silu(gate) * up */
+    void (*swiglu)(float *gate, const float *up, int n);
+    /* y += a * x */
+    void (*axpy)(float *y, float a, const float *x, int n);
+    void (*attend)(const attend_args *);
+    void (*to_f16)(const float *x, f16_t *y, int n);
+} backend;
+
+/* The fastest backend of this machine, or the one QWEN3_ISA names; NULL when that
+ * name is unknown or not available here. */
+const backend *backend_pick(const char *forced);
+/* Every backend compiled in, ended by NULL; the first is scalar. */
+const backend *const *backend_all(void);
+
+extern const backend backend_scalar;
+#if defined(__x86_64__) || defined(_M_X64)
+extern const backend backend_avx2;
+#endif
+#if defined(__aarch64__)
+extern const backend backend_neon;
+#endif
+
+#endif

@@ -1,0 +1,73 @@
+"""The native engine (native/bind.cpp). Only qwen3cli.engine and quant import it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class NativeError(Exception):
+    """args: (status, text); status is arg, io, format, unsupported, memory, context or cancelled."""
+
+class File:
+    """A GGUF file: metadata and tensor table, nothing computed."""
+
+    def __init__(self, path: str) -> None: ...
+    version: int
+    def metadata(self, max_items: int = -1) -> dict[str, Any]:
+        """Values by key; an array longer than max_items (>= 0) comes as ("array", item_type, count)."""
+    def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
+        """(name, shape with the fastest dimension last, type, bytes) in file order."""
+    def tensor(self, index: int) -> NDArray[np.uint8]:
+        """The raw bytes of a tensor (a read-only view of the mapping)."""
+
+class Tokenizer:
+    def __init__(self, path: str) -> None: ...
+    n_tokens: int
+    def encode(self, text: bytes, parse_added: bool = False) -> list[int]: ...
+    def token_bytes(self, token: int) -> bytes: ...
+    def token_kind(self, token: int) -> int:
+        """0 ordinary, 1 added, 2 added and control."""
+    def join(self, tokens: Sequence[int], skip_control: bool = False) -> bytes:
+        """The bytes of the tokens, one after the other."""
+
+class Model:
+    def __init__(self, path: str, threads: int = 0) -> None: ...
+    config: dict[str, Any]
+    threads: int
+    isa: str
+    tokenizer: Tokenizer
+    def metadata(self, max_items: int = -1) -> dict[str, Any]: ...
+    def session(self, n_ctx: int, kv: str) -> Session: ...
+
+class Session:
+    n_ctx: int
+    def __len__(self) -> int: ...
+    def ids(self) -> list[int]: ...
+    def sync(self, ids: Sequence[int]) -> int: ...
+    def extend(self, ids: Sequence[int]) -> None: ...
+    def logits(self) -> NDArray[np.float32]: ...
+    def sample(
+        self,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        presence_penalty: float,
+        repetition_penalty: float,
+        seed: int,
+        generated_from: int,
+    ) -> int: ...
+    def cancel(self) -> None: ...
+
+def quantize(
+    type: str, rows: NDArray[np.float32], weights: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """Rows [n_rows, n_per_row] as [n_rows, bytes_per_row] blocks; releases the GIL."""
+
+def dequantize(type: str, data: NDArray[np.uint8], n: int) -> NDArray[np.float32]: ...
+def type_bytes(type: str, n: int) -> int:
+    """0 when n is not a whole number of blocks; ValueError for an unknown type."""
+
+def isas() -> list[str]:
+    """The backends that can run on this machine."""

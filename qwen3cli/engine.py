@@ -1,0 +1,276 @@
+"""The engine as Python sees it: models, sessions, tokenizers. Knows token ids only.
+
+>>> from qwen3cli.engine import Model, Sampling
+>>> model = Model("qwen3cli/models/nano-dense-q8_0.gguf")
+>>> session = model.session()
+>>> ids = model.tokenizer.encode("<|im_start|>user\\n2 + 2 = ?<|im_end|>\\n", added=True)
+>>> session.sync(ids)             # computes only what the session does not hold yet
+0
+>>> session.logits().shape        # float32[n_vocab], of the last position
+(4224,)
+>>> for token in session.generate(Sampling(temperature=0), stop={4098}, max_tokens=64): ...
+
+This is the sole importer of the native module.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3cli import _native
+from qwen3cli.errors import ContextOverflow, DoesNotFit, FormatError, ModelNotFound, Qwen3Error
+
+DEFAULT_CONTEXT = 40960  # the most a session takes when the caller names no size
+
+_ERRORS: dict[str, type[Qwen3Error]] = {
+    "arg": Qwen3Error,
+    "io": Qwen3Error,
+    "format": FormatError,
+    "unsupported": FormatError,
+    "memory": DoesNotFit,
+    "context": ContextOverflow,
+}
+
+
+class Cancelled(Qwen3Error):
+    """Session.cancel() stopped the computation; what was computed is kept."""
+
+    exit_code = 130
+
+
+def _raise(error: _native.NativeError) -> Qwen3Error:
+    status, text = error.args
+    return (Cancelled if status == "cancelled" else _ERRORS.get(status, Qwen3Error))(text)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The defaults are greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+class Tokenizer:
+    """Text to ids and back, from the vocabulary inside a GGUF file."""
+
+    def __init__(self, source: str | os.PathLike[str] | _native.Tokenizer) -> None:
+        if isinstance(source, _native.Tokenizer):
+            self._native = source
+            return
+        path = _existing(source)
+        try:
+            self._native = _native.Tokenizer(path)
+        except _native.NativeError as error:
+            raise _raise(error) from None
+
+    def __len__(self) -> int:
+        return self._native.n_tokens
+
+    def encode(self, text: str, *, added: bool = False) -> list[int]:
+        """Ids of text. added: spelled-out added tokens such as <|im_end|> become
+        their ids; by default they are plain text, so no text can forge control."""
+        return self._native.encode(text.encode("utf-8", "replace"), added)
+
+    def decode(self, ids: Sequence[int], *, skip_control: bool = False) -> str:
+        """Text of ids; bytes that are not UTF-8 read as U+FFFD."""
+        return self._native.join(ids, skip_control).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, possibly a part of a character."""
+        return self._native.token_bytes(token)
+
+    def token_id(self, text: str) -> int | None:
+        """The id of an added token by its text, None if the vocabulary lacks it."""
+        return self.added.get(text)
+
+    @property
+    def added(self) -> dict[str, int]:
+        """The added tokens by text."""
+        if not hasattr(self, "_added"):
+            kinds = ((i, self._native.token_kind(i)) for i in range(len(self)))
+            self._added = {self._native.token_bytes(i).decode(): i for i, kind in kinds if kind}
+        return self._added
+
+    def is_control(self, token: int) -> bool:
+        return self._native.token_kind(token) == 2
+
+
+class TextStream:
+    """Turns a stream of tokens into text, holding back unfinished characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, possibly none."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for a character never completed."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _existing(path: str | os.PathLike[str]) -> str:
+    if not Path(path).is_file():
+        raise ModelNotFound(f"{os.fspath(path)}: there is no such model file")
+    return os.fspath(path)
+
+
+class Model:
+    """A GGUF model, mapped and validated. Sessions share its weights."""
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int = 0) -> None:
+        """threads 0: one per physical core. Raises ModelNotFound or FormatError."""
+        self.path = Path(_existing(path))
+        try:
+            self._native = _native.Model(str(self.path), threads)
+        except _native.NativeError as error:
+            raise _raise(error) from None
+        self.tokenizer = Tokenizer(self._native.tokenizer)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Hyperparameters: n_layers, n_embd, n_heads, n_vocab, n_ctx_train, ..."""
+        return self._native.config
+
+    @property
+    def threads(self) -> int:
+        return self._native.threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: scalar, avx2 or neon."""
+        return self._native.isa
+
+    def metadata(self) -> dict[str, Any]:
+        """The file's metadata, without its long arrays."""
+        return self._native.metadata(64)
+
+    def session(self, *, n_ctx: int | None = None, kv: str | None = None) -> Session:
+        """A new, empty session of n_ctx tokens (default: the model's context, at
+        most 40,960). kv: "f16" or "f32" (default: f16, f32 for F32 weights)."""
+        size = n_ctx if n_ctx is not None else min(self.config["n_ctx_train"], DEFAULT_CONTEXT)
+        try:
+            return Session(self, self._native.session(size, kv or self.config["kv"]))
+        except _native.NativeError as error:
+            raise _raise(error) from None
+
+
+class Session:
+    """One token sequence with its kv cache. Not for two threads at once."""
+
+    def __init__(self, model: Model, native: _native.Session) -> None:
+        self.model = model
+        self._native = native
+
+    def __len__(self) -> int:
+        return len(self._native)
+
+    @property
+    def n_ctx(self) -> int:
+        return self._native.n_ctx
+
+    @property
+    def ids(self) -> list[int]:
+        return self._native.ids()
+
+    def sync(self, ids: Sequence[int]) -> int:
+        """Makes ids the session's tokens, computing only what it does not hold;
+        returns how many tokens were reused. Raises ContextOverflow, Cancelled."""
+        try:
+            return self._native.sync(ids)
+        except _native.NativeError as error:
+            raise _raise(error) from None
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Appends ids to the sequence and computes them."""
+        try:
+            self._native.extend(ids)
+        except _native.NativeError as error:
+            raise _raise(error) from None
+
+    def logits(self) -> NDArray[np.float32]:
+        """float32[n_vocab]: a copy of the logits of the last position."""
+        try:
+            return self._native.logits()
+        except _native.NativeError as error:
+            raise _raise(error) from None
+
+    def sample(self, sampling: Sampling = Sampling(), *, generated_from: int | None = None) -> int:
+        """Draws the next token from the logits, without appending it. The draw
+        depends on the seed and the position alone. Tokens from generated_from on
+        count for the presence penalty (default: none)."""
+        s = sampling
+        start = len(self) if generated_from is None else generated_from
+        try:
+            return self._native.sample(
+                s.temperature,
+                s.top_k,
+                s.top_p,
+                s.min_p,
+                s.presence_penalty,
+                s.repetition_penalty,
+                s.seed,
+                start,
+            )
+        except _native.NativeError as error:
+            raise _raise(error) from None
+
+    def generate(
+        self, sampling: Sampling = Sampling(), *, stop: Collection[int] = (), max_tokens: int = -1
+    ) -> Iterator[int]:
+        """Draws and appends tokens until one of stop (which is not yielded and not
+        appended), max_tokens, or the end of the context."""
+        start = len(self)
+        while max_tokens < 0 or len(self) - start < max_tokens:
+            token = self.sample(sampling, generated_from=start)
+            if token in stop or len(self) >= self.n_ctx:
+                return
+            self.extend([token])
+            yield token
+
+    def cancel(self) -> None:
+        """Makes a running sync or extend return early (Cancelled); any thread may call."""
+        self._native.cancel()
+
+
+def backends() -> list[str]:
+    """The instruction sets that can run here; QWEN3_ISA forces one."""
+    return _native.isas()
+
+
+class ModelFile:
+    """A GGUF file's metadata and tensor table, for inspection."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            self._native = _native.File(_existing(path))
+        except _native.NativeError as error:
+            raise _raise(error) from None
+
+    @property
+    def version(self) -> int:
+        return self._native.version
+
+    def metadata(self, max_items: int = -1) -> dict[str, Any]:
+        """Values by key; an array longer than max_items comes as ("array", type, count)."""
+        return self._native.metadata(max_items)
+
+    def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
+        """(name, shape, type, bytes) in file order, the fastest dimension last."""
+        return self._native.tensors()
