@@ -106,6 +106,8 @@ void qwen3_free(void *);
 
 /* ---- models -------------------------------------------------------------- */
 
+typedef enum { QWEN3_KV_F16, QWEN3_KV_F32 } qwen3_kv_type;
+
 typedef struct {
     char arch[16]; /* "qwen3" or "qwen3moe" */
     int32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
@@ -115,6 +117,7 @@ typedef struct {
     int32_t yarn_original_ctx;
     bool tied_embedding;
     bool norm_topk; /* renormalize the weights of the chosen experts */
+    qwen3_kv_type default_kv; /* F16; F32 for F32 weights, whose use is to be a reference */
 } qwen3_config;
 
 /* Maps the file, checks every tensor against the metadata. n_threads 0: one per
@@ -127,10 +130,10 @@ const qwen3_config *qwen3_model_config(const qwen3_model *);
 const qwen3_file *qwen3_model_file(const qwen3_model *);
 int qwen3_model_n_threads(const qwen3_model *);
 const char *qwen3_model_isa(const qwen3_model *);
+/* The index-th backend that can run on this machine, NULL after the last. */
+const char *qwen3_isa(size_t index);
 
 /* ---- sessions ------------------------------------------------------------ */
-
-typedef enum { QWEN3_KV_F16, QWEN3_KV_F32 } qwen3_kv_type;
 
 typedef struct {
     float temperature; /* 0: greedy */

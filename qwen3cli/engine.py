@@ -139,9 +139,9 @@ class Model:
         self.path = Path(_existing(path))
         try:
             self._native = _native.Model(str(self.path), threads)
+            self.tokenizer = Tokenizer(self._native.tokenizer())
         except _native.NativeError as error:
             raise _raise(error) from None
-        self.tokenizer = Tokenizer(self._native.tokenizer)
 
     @property
     def config(self) -> dict[str, Any]:

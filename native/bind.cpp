@@ -1,0 +1,370 @@
+// bind.cpp - the engine as a Python module (see qwen3cli/_native.pyi). It converts
+// and forwards; computations release the GIL.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "qwen3.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+using std::string;
+
+namespace {
+
+PyObject *native_error;
+
+[[noreturn]] void raise(const qwen3_error &err) {
+    static const char *names[] = {"ok",          "arg",    "io",      "format",
+                                  "unsupported", "memory", "context", "cancelled"};
+    PyObject *text = PyUnicode_DecodeUTF8(err.text, (Py_ssize_t)std::strlen(err.text), "replace");
+    PyObject *args = Py_BuildValue("(sN)", names[err.status], text);
+    if (args) PyErr_SetObject(native_error, args);
+    Py_XDECREF(args);
+    throw nb::python_error();
+}
+
+nb::bytes to_bytes(qwen3_str s) { return nb::bytes(s.data, (size_t)s.len); }
+
+nb::str to_text(qwen3_str s) {
+    return nb::steal<nb::str>(PyUnicode_DecodeUTF8(s.data, (Py_ssize_t)s.len, "replace"));
+}
+
+template <typename T> T read(const uint8_t *at) {
+    T value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
+// The value at *at as a Python object; moves *at past it.
+nb::object next_value(uint32_t type, const uint8_t **at) {
+    const uint8_t *p = *at;
+    switch (type) {
+    case QWEN3_U8: *at += 1; return nb::int_(read<uint8_t>(p));
+    case QWEN3_I8: *at += 1; return nb::int_(read<int8_t>(p));
+    case QWEN3_U16: *at += 2; return nb::int_(read<uint16_t>(p));
+    case QWEN3_I16: *at += 2; return nb::int_(read<int16_t>(p));
+    case QWEN3_U32: *at += 4; return nb::int_(read<uint32_t>(p));
+    case QWEN3_I32: *at += 4; return nb::int_(read<int32_t>(p));
+    case QWEN3_F32: *at += 4; return nb::float_((double)read<float>(p));
+    case QWEN3_BOOL: *at += 1; return nb::bool_(*p != 0);
+    case QWEN3_U64: *at += 8; return nb::int_(read<uint64_t>(p));
+    case QWEN3_I64: *at += 8; return nb::int_(read<int64_t>(p));
+    case QWEN3_F64: *at += 8; return nb::float_(read<double>(p));
+    default: return to_text(qwen3_next_string(at));
+    }
+}
+
+nb::dict metadata(const qwen3_file *file, int64_t max_items) {
+    static const char *types[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                  "bool", "string", "array", "u64", "i64", "f64"};
+    nb::dict out;
+    for (size_t i = 0; i < qwen3_file_n_kv(file); i++) {
+        const qwen3_kv *kv = qwen3_file_kv(file, i);
+        const uint8_t *at = kv->data;
+        if (kv->type != QWEN3_ARRAY) {
+            out[to_text(kv->key)] = next_value(kv->type, &at);
+        } else if (max_items >= 0 && kv->count > (uint64_t)max_items) {
+            out[to_text(kv->key)] = nb::make_tuple("array", types[kv->item_type], kv->count);
+        } else {
+            nb::list items;
+            for (uint64_t j = 0; j < kv->count; j++) items.append(next_value(kv->item_type, &at));
+            out[to_text(kv->key)] = items;
+        }
+    }
+    return out;
+}
+
+nb::list tensor_table(const qwen3_file *file) {
+    nb::list out;
+    for (size_t i = 0; i < qwen3_file_n_tensors(file); i++) {
+        const qwen3_tensor *t = qwen3_file_tensor(file, i);
+        nb::list shape;
+        for (uint32_t d = t->n_dims; d-- > 0;) shape.append(t->shape[d]);
+        const char *name = qwen3_type_name(t->type);
+        string type = name ? name : "type " + std::to_string(t->type);
+        out.append(nb::make_tuple(to_text(t->name), nb::tuple(shape), type, t->bytes));
+    }
+    return out;
+}
+
+uint32_t type_of(const string &name) {
+    for (uint32_t type = 0; type < 256; type++) {
+        const char *known = qwen3_type_name(type);
+        if (known && name == known) return type;
+    }
+    throw nb::value_error(("there is no weight type '" + name + "'").c_str());
+}
+
+struct File {
+    qwen3_file *file;
+    explicit File(const string &path) {
+        qwen3_error err;
+        file = qwen3_file_open(path.c_str(), &err);
+        if (!file) raise(err);
+    }
+    File(const File &) = delete;
+    ~File() { qwen3_file_close(file); }
+};
+
+// A tokenizer reads its vocabulary from the file it came from, so it keeps that alive:
+// file when it opened one itself, the Python object of the model otherwise.
+struct Tokenizer {
+    std::unique_ptr<File> file;
+    qwen3_tokenizer *tokenizer;
+    explicit Tokenizer(const string &path) : file(std::make_unique<File>(path)) {
+        init(file->file);
+    }
+    explicit Tokenizer(const qwen3_file *of_model) { init(of_model); }
+    void init(const qwen3_file *source) {
+        qwen3_error err;
+        tokenizer = qwen3_tokenizer_new(source, &err);
+        if (!tokenizer) raise(err);
+    }
+    Tokenizer(const Tokenizer &) = delete;
+    ~Tokenizer() { qwen3_tokenizer_free(tokenizer); }
+
+    std::vector<int32_t> encode(nb::bytes text, bool parse_added) const {
+        qwen3_error err;
+        int32_t *ids = nullptr;
+        int64_t n;
+        {
+            nb::gil_scoped_release release;
+            n = qwen3_encode(tokenizer, text.c_str(), text.size(), parse_added, &ids, &err);
+        }
+        if (n < 0) raise(err);
+        std::unique_ptr<int32_t, void (*)(void *)> guard(ids, qwen3_free);
+        return std::vector<int32_t>(ids, ids + n);
+    }
+    nb::bytes join(const std::vector<int32_t> &tokens, bool skip_control) const {
+        string out;
+        for (int32_t token : tokens) {
+            if (skip_control && qwen3_token_kind(tokenizer, token) == 2) continue;
+            qwen3_str piece = qwen3_token_bytes(tokenizer, token);
+            if (piece.len) out.append(piece.data, (size_t)piece.len);
+        }
+        return nb::bytes(out.data(), out.size());
+    }
+};
+
+struct Model {
+    qwen3_model *model;
+    Model(const string &path, int threads) {
+        qwen3_error err;
+        nb::gil_scoped_release release;
+        model = qwen3_model_open(path.c_str(), threads, &err);
+        if (model) return;
+        nb::gil_scoped_acquire acquire;
+        raise(err);
+    }
+    Model(const Model &) = delete;
+    ~Model() { qwen3_model_close(model); }
+
+    nb::dict config() const {
+        const qwen3_config *c = qwen3_model_config(model);
+        nb::dict d;
+        d["arch"] = c->arch;
+        d["n_layers"] = c->n_layers;
+        d["n_embd"] = c->n_embd;
+        d["n_heads"] = c->n_heads;
+        d["n_kv_heads"] = c->n_kv_heads;
+        d["head_dim"] = c->head_dim;
+        d["n_ff"] = c->n_ff;
+        d["n_vocab"] = c->n_vocab;
+        d["n_ctx_train"] = c->n_ctx_train;
+        d["n_experts"] = c->n_experts;
+        d["n_experts_used"] = c->n_experts_used;
+        d["n_ff_expert"] = c->n_ff_expert;
+        d["rope_theta"] = c->rope_theta;
+        d["rms_eps"] = c->rms_eps;
+        d["yarn_factor"] = c->yarn_factor;
+        d["tied_embedding"] = c->tied_embedding;
+        d["kv"] = c->default_kv == QWEN3_KV_F32 ? "f32" : "f16";
+        return d;
+    }
+};
+
+struct Session {
+    qwen3_session *session;
+    size_t n_vocab;
+    Session(const Model &m, int32_t n_ctx, const string &kv) {
+        if (kv != "f16" && kv != "f32") throw nb::value_error("kv is \"f16\" or \"f32\"");
+        qwen3_error err;
+        session = qwen3_session_new(m.model, n_ctx, kv == "f32" ? QWEN3_KV_F32 : QWEN3_KV_F16, &err);
+        if (!session) raise(err);
+        n_vocab = (size_t)qwen3_model_config(m.model)->n_vocab;
+    }
+    Session(const Session &) = delete;
+    ~Session() { qwen3_session_free(session); }
+
+    int64_t sync(const std::vector<int32_t> &ids) {
+        qwen3_error err;
+        int64_t reused;
+        {
+            nb::gil_scoped_release release;
+            reused = qwen3_sync(session, ids.data(), ids.size(), &err);
+        }
+        if (reused < 0) raise(err);
+        return reused;
+    }
+    void extend(const std::vector<int32_t> &ids) {
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = qwen3_extend(session, ids.data(), ids.size(), &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+    }
+    nb::ndarray<nb::numpy, float, nb::ndim<1>> logits() const {
+        const float *logits = qwen3_session_logits(session);
+        if (!logits)
+            raise({QWEN3_ERR_ARG, "there are no logits yet: sync the session first"});
+        float *copy = new float[n_vocab];
+        nb::capsule owner(copy, [](void *p) noexcept { delete[] static_cast<float *>(p); });
+        std::memcpy(copy, logits, n_vocab * sizeof *copy);
+        return {copy, {n_vocab}, owner};
+    }
+    int32_t sample(float temperature, int top_k, float top_p, float min_p, float presence,
+                   float repetition, uint64_t seed, size_t generated_from) {
+        qwen3_error err;
+        qwen3_sampling how = {temperature, top_k, top_p, min_p, presence, repetition, seed};
+        int32_t token = qwen3_sample(session, &how, generated_from, &err);
+        if (token < 0) raise(err);
+        return token;
+    }
+    std::vector<int32_t> ids() const {
+        const int32_t *ids = qwen3_session_ids(session);
+        return std::vector<int32_t>(ids, ids + qwen3_session_len(session));
+    }
+};
+
+using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
+using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+
+template <typename T> nb::capsule owner_of(T *array) {
+    return nb::capsule(array, [](void *p) noexcept { delete[] static_cast<T *>(p); });
+}
+
+OwnedBytes quantize(const string &type_name, const Floats2 &rows,
+                    const std::optional<Floats1> &weights) {
+    uint32_t type = type_of(type_name);
+    size_t n_rows = rows.shape(0), n_per_row = rows.shape(1);
+    size_t row_bytes = qwen3_type_bytes(type, n_per_row);
+    if (row_bytes == 0) throw nb::value_error("rows are not whole blocks of this type");
+    if (weights && weights->shape(0) != n_per_row)
+        throw nb::value_error("there must be one weight for each value of a row");
+    uint8_t *out = new uint8_t[n_rows * row_bytes];
+    nb::capsule owner = owner_of(out);
+    const float *src = rows.data(), *importance = weights ? weights->data() : nullptr;
+    qwen3_error err;
+    qwen3_status status;
+    {
+        nb::gil_scoped_release release;
+        status = qwen3_quantize(type, src, out, n_rows * n_per_row, n_per_row, importance, &err);
+    }
+    if (status != QWEN3_OK) raise(err);
+    return {out, {n_rows, row_bytes}, owner};
+}
+
+OwnedFloats dequantize(const string &type_name, const Bytes1 &data, size_t n) {
+    uint32_t type = type_of(type_name);
+    size_t bytes = qwen3_type_bytes(type, n);
+    if (bytes == 0 || data.shape(0) < bytes)
+        throw nb::value_error("the data is not that many values of this type");
+    float *out = new float[n];
+    nb::capsule owner = owner_of(out);
+    qwen3_error err;
+    if (qwen3_dequantize(type, data.data(), out, n, &err) != QWEN3_OK) raise(err);
+    return {out, {n}, owner};
+}
+
+} // namespace
+
+NB_MODULE(_native, m) {
+    native_error = PyErr_NewException("qwen3cli._native.NativeError", PyExc_Exception, nullptr);
+    m.attr("NativeError") = nb::handle(native_error);
+
+    nb::class_<File>(m, "File")
+        .def(nb::init<const string &>(), "path"_a)
+        .def_prop_ro("version", [](const File &f) { return qwen3_file_version(f.file); })
+        .def("metadata", [](const File &f, int64_t max) { return metadata(f.file, max); },
+             "max_items"_a = -1)
+        .def("tensors", [](const File &f) { return tensor_table(f.file); })
+        .def("tensor",
+             [](const File &f, size_t index) {
+                 const qwen3_tensor *t = qwen3_file_tensor(f.file, index);
+                 if (!t) throw nb::index_error("there is no such tensor");
+                 return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(
+                     t->data, {(size_t)t->bytes}, nb::find(f));
+             },
+             "index"_a);
+
+    nb::class_<Tokenizer>(m, "Tokenizer")
+        .def(nb::init<const string &>(), "path"_a)
+        .def_prop_ro("n_tokens",
+                     [](const Tokenizer &t) { return qwen3_tokenizer_n_tokens(t.tokenizer); })
+        .def("encode", &Tokenizer::encode, "text"_a, "parse_added"_a = false)
+        .def("token_bytes",
+             [](const Tokenizer &t, int32_t id) {
+                 return to_bytes(qwen3_token_bytes(t.tokenizer, id));
+             },
+             "token"_a)
+        .def("token_kind",
+             [](const Tokenizer &t, int32_t id) { return qwen3_token_kind(t.tokenizer, id); },
+             "token"_a)
+        .def("join", &Tokenizer::join, "tokens"_a, "skip_control"_a = false);
+
+    nb::class_<Session>(m, "Session")
+        .def_prop_ro("n_ctx", [](const Session &s) { return qwen3_session_n_ctx(s.session); })
+        .def("__len__", [](const Session &s) { return qwen3_session_len(s.session); })
+        .def("ids", &Session::ids)
+        .def("sync", &Session::sync, "ids"_a)
+        .def("extend", &Session::extend, "ids"_a)
+        .def("logits", &Session::logits)
+        .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
+             "presence_penalty"_a, "repetition_penalty"_a, "seed"_a, "generated_from"_a)
+        .def("cancel", [](Session &s) { qwen3_session_cancel(s.session); });
+
+    nb::class_<Model>(m, "Model")
+        .def(nb::init<const string &, int>(), "path"_a, "threads"_a = 0)
+        .def_prop_ro("config", &Model::config)
+        .def_prop_ro("threads", [](const Model &x) { return qwen3_model_n_threads(x.model); })
+        .def_prop_ro("isa", [](const Model &x) { return qwen3_model_isa(x.model); })
+        .def("metadata",
+             [](const Model &x, int64_t max) { return metadata(qwen3_model_file(x.model), max); },
+             "max_items"_a = -1)
+        .def("tokenizer",
+             [](const Model &x) { return new Tokenizer(qwen3_model_file(x.model)); },
+             nb::keep_alive<0, 1>())
+        .def("session",
+             [](const Model &x, int32_t n_ctx, const string &kv) {
+                 return new Session(x, n_ctx, kv);
+             },
+             "n_ctx"_a, "kv"_a, nb::keep_alive<0, 1>());
+
+    m.def("quantize", &quantize, "type"_a, "rows"_a, "weights"_a = nb::none());
+    m.def("dequantize", &dequantize, "type"_a, "data"_a, "n"_a);
+    m.def("type_bytes",
+          [](const string &type, size_t n) { return qwen3_type_bytes(type_of(type), n); },
+          "type"_a, "n"_a);
+    m.def("isas", [] {
+        std::vector<string> names;
+        const char *name;
+        for (size_t i = 0; (name = qwen3_isa(i)); i++) names.push_back(name);
+        return names;
+    });
+}

@@ -1,0 +1,27 @@
+/* dispatch.c - which backends exist, and which one runs. */
+#include <string.h>
+
+#include "backend.h"
+
+/* scalar first, then from slower to faster */
+static const backend *const backends[] = {
+    &backend_scalar,
+#if defined(__x86_64__) || defined(_M_X64)
+    &backend_avx2,
+#endif
+#if defined(__aarch64__)
+    &backend_neon,
+#endif
+    NULL,
+};
+
+const backend *const *backend_all(void) {
+    return backends;
+}
+
+const backend *backend_pick(const char *forced) {
+    const backend *best = NULL;
+    for (const backend *const *b = backends; *b; b++)
+        if ((!forced || strcmp(forced, (*b)->name) == 0) && (*b)->available()) best = *b;
+    return best;
+}

@@ -1,0 +1,263 @@
+/* pool.c - see pool.h. A run and each barrier end with tickets: see member. */
+#include "pool.h"
+
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#else
+#include <sched.h>
+#endif
+
+enum { CACHE_LINE = 128, /* two lines: neighbours are prefetched in pairs */ SPIN_NS = 50000 };
+
+/* A thread waits for tickets: one starts a run, one leaves each barrier. Two threads may give
+ * tickets to the same one in either order, so they are counted, not set. */
+typedef struct {
+    alignas(CACHE_LINE) atomic_uint given;
+    unsigned taken; /* touched by the owner alone */
+    pool *pool;
+    pthread_t thread;
+} member;
+
+struct pool {
+    alignas(CACHE_LINE) atomic_int arrived; /* at the current barrier */
+    alignas(CACHE_LINE) atomic_int asleep;
+    void (*fn)(void *arg, int tid, int n_threads); /* NULL: quit */
+    void *arg;
+    int n_threads;
+    bool may_spin;        /* no more threads than CPUs: the awaited one is running */
+    pthread_mutex_t run;  /* held during pool_run */
+    pthread_mutex_t lock; /* of wake */
+    pthread_cond_t wake;
+    member members[];
+};
+
+/* ---- the machine ---------------------------------------------------------------- */
+
+#ifdef __APPLE__
+
+static int sysctl_int(const char *name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value > 0 ? value : 0;
+}
+
+static int usable_cpus(void) {
+    int n = sysctl_int("hw.logicalcpu");
+    return n ? n : 1;
+}
+
+int pool_default_threads(void) {
+    int n = sysctl_int("hw.perflevel0.physicalcpu"); /* not on Intel */
+    if (!n) n = sysctl_int("hw.physicalcpu");
+    return n ? n : 1;
+}
+
+#else
+
+static int usable_cpus(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+    long n = sysconf(_SC_NPROCESSORS_ONLN); /* more CPUs than the set holds */
+    return n > 0 ? (int)n : 1;
+}
+
+/* A number in cpu's topology, -1 when the system does not tell. */
+static int topology(int cpu, const char *what) {
+    char path[96];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/%s", cpu, what);
+    FILE *f = fopen(path, "re");
+    int value = -1;
+    if (f) {
+        if (fscanf(f, "%d", &value) != 1) value = -1;
+        fclose(f);
+    }
+    return value;
+}
+
+/* Distinct (package, core) pairs among the CPUs of the affinity mask; 0 when unknown. */
+static int physical_cores(void) {
+    cpu_set_t set;
+    struct { int package, core; } seen[CPU_SETSIZE];
+    int n = 0;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &set)) continue;
+        int package = topology(cpu, "physical_package_id"), core = topology(cpu, "core_id"), i = 0;
+        if (core < 0) return 0;
+        while (i < n && (seen[i].package != package || seen[i].core != core)) i++;
+        if (i == n) {
+            seen[n].package = package;
+            seen[n++].core = core;
+        }
+    }
+    return n;
+}
+
+/* The CPUs that a container's quota allows, rounded up; INT_MAX without one. */
+static int cgroup_quota(void) {
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    long long quota, period;
+    int n = INT_MAX;
+    if (f) {
+        if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0 &&
+            quota / period < INT_MAX)
+            n = (int)((quota + period - 1) / period);
+        fclose(f);
+    }
+    return n;
+}
+
+int pool_default_threads(void) {
+    int n = physical_cores(), quota = cgroup_quota();
+    if (!n) n = usable_cpus();
+    return n < quota ? n : quota;
+}
+
+#endif
+
+/* ---- waiting ---------------------------------------------------------------- */
+
+static void pause_cpu(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static bool has_ticket(member *m, unsigned ticket) {
+    return (int)(atomic_load(&m->given) - ticket) >= 0;
+}
+
+static bool spin(member *m, unsigned ticket) {
+    int64_t deadline = 0;
+    for (int i = 1; !has_ticket(m, ticket); i++) {
+        pause_cpu();
+        if (i % 64) continue; /* reading the clock costs as much as these */
+        int64_t now = now_ns();
+        if (deadline == 0) deadline = now + SPIN_NS;
+        if (now > deadline) return false;
+    }
+    return true;
+}
+
+static void take_ticket(member *m) {
+    pool *p = m->pool;
+    unsigned ticket = ++m->taken;
+    if (p->may_spin ? spin(m, ticket) : has_ticket(m, ticket)) return;
+    pthread_mutex_lock(&p->lock);
+    /* The giver stores, then looks for sleepers; the sleeper says so, then looks for its
+     * ticket. In the one order of all these operations no wake-up is lost. */
+    atomic_fetch_add(&p->asleep, 1);
+    while (!has_ticket(m, ticket)) pthread_cond_wait(&p->wake, &p->lock);
+    atomic_fetch_sub(&p->asleep, 1);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* To the first n members, but not to tid. */
+static void give_tickets(pool *p, int n, int tid) {
+    for (int i = 0; i < n; i++)
+        if (i != tid) atomic_fetch_add(&p->members[i].given, 1);
+    if (atomic_load(&p->asleep) == 0) return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* ---- running ------------------------------------------------------------------ */
+
+void pool_barrier(pool *p, int tid) {
+    if (p->n_threads == 1) return;
+    if (atomic_fetch_add(&p->arrived, 1) + 1 < p->n_threads) {
+        take_ticket(&p->members[tid]);
+    } else {
+        atomic_store(&p->arrived, 0);
+        give_tickets(p, p->n_threads, tid);
+    }
+}
+
+void pool_run(pool *p, void (*fn)(void *arg, int tid, int n_threads), void *arg) {
+    pthread_mutex_lock(&p->run);
+    p->fn = fn;
+    p->arg = arg;
+    give_tickets(p, p->n_threads, 0);
+    fn(arg, 0, p->n_threads);
+    pool_barrier(p, 0);
+    pthread_mutex_unlock(&p->run);
+}
+
+static void *work(void *self) {
+    member *m = self;
+    pool *p = m->pool;
+    int tid = (int)(m - p->members);
+    for (;;) {
+        take_ticket(m);
+        if (!p->fn) return NULL;
+        p->fn(p->arg, tid, p->n_threads);
+        pool_barrier(p, tid);
+    }
+}
+
+/* ---- life ----------------------------------------------------------------------- */
+
+/* Ends and joins the first n members but 0, and frees the pool. */
+static void quit(pool *p, int n) {
+    p->fn = NULL;
+    give_tickets(p, n, 0);
+    for (int i = 1; i < n; i++) pthread_join(p->members[i].thread, NULL);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->run);
+    free(p);
+}
+
+pool *pool_new(int n_threads) {
+    if (n_threads < 1 || n_threads > 4096) return NULL;
+    size_t size = sizeof(pool) + (size_t)n_threads * sizeof(member);
+    pool *p = aligned_alloc(CACHE_LINE, size);
+    if (!p) return NULL;
+    memset(p, 0, size);
+    p->n_threads = n_threads;
+    p->may_spin = n_threads <= usable_cpus();
+    pthread_mutex_init(&p->run, NULL);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* threads inherit it */
+    int n = 1;
+    for (p->members[0].pool = p; n < n_threads; n++) {
+        p->members[n].pool = p;
+        if (pthread_create(&p->members[n].thread, NULL, work, &p->members[n])) break;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (n == n_threads) return p;
+    quit(p, n);
+    return NULL;
+}
+
+void pool_free(pool *p) {
+    if (p) quit(p, p->n_threads);
+}
+
+int pool_size(const pool *p) {
+    return p->n_threads;
+}

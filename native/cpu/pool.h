@@ -1,0 +1,30 @@
+/* pool.h - threads that run one function together.
+ *
+ * All threads of a pool run the same function, each with its own tid, and meet at
+ * barriers inside it. Waiting spins for a moment, then sleeps. The threads that the
+ * pool adds receive no signals.
+ */
+#ifndef QWEN3_POOL_H
+#define QWEN3_POOL_H
+
+typedef struct pool pool;
+
+/* n_threads >= 1, the caller of pool_run included. NULL when a thread or memory cannot be had. */
+pool *pool_new(int n_threads);
+/* No pool_run may be under way. NULL is ignored. */
+void pool_free(pool *);
+int pool_size(const pool *);
+
+/* Runs fn(arg, tid, n_threads) on every thread, the caller as tid 0, and returns when all
+ * have returned; what they wrote is then visible. Calls from different threads take turns.
+ * fn must not call pool_run. */
+void pool_run(pool *, void (*fn)(void *arg, int tid, int n_threads), void *arg);
+
+/* Inside fn: waits until every thread has come to its barrier. */
+void pool_barrier(pool *, int tid);
+
+/* The physical cores this process may use (of the fast kind, where the system tells), within
+ * its cpu quota; at least 1. */
+int pool_default_threads(void);
+
+#endif

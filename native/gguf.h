@@ -1,0 +1,22 @@
+/* gguf.h - look-ups in an opened GGUF file, for the rest of the engine. */
+#ifndef QWEN3_GGUF_H
+#define QWEN3_GGUF_H
+
+#include "qwen3.h"
+
+/* NULL when the file has no such key or tensor. */
+const qwen3_kv *gguf_find(const qwen3_file *, const char *key);
+const qwen3_tensor *gguf_find_tensor(const qwen3_file *, const char *name);
+
+/* False when the value is of another kind or does not fit. */
+bool kv_to_u64(const qwen3_kv *, uint64_t *out);
+bool kv_to_f64(const qwen3_kv *, double *out);
+bool kv_to_bool(const qwen3_kv *, bool *out);
+bool kv_to_str(const qwen3_kv *, qwen3_str *out);
+
+bool str_equals(qwen3_str, const char *text);
+
+/* A name for messages: at most 80 bytes of it. Use as "%.*s", STR_ARG(s). */
+#define STR_ARG(s) (int)((s).len < 80 ? (s).len : 80), (s).data
+
+#endif

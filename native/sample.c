@@ -1,0 +1,125 @@
+/* sample.c - draws the next token: penalties, then temperature, top-k, top-p and
+ * min-p in this order, as the reference implementations apply them.
+ *
+ * The random number is a hash of (seed, position), so that a draw can be repeated
+ * without any state: rewinding a session rewinds its luck.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "session.h"
+
+/* splitmix64 (Steele, Lea, Flood 2014), one step. */
+static uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* Uniform in [0, 1). */
+static double uniform(uint64_t seed, uint64_t position) {
+    return (double)(mix(mix(seed) ^ position) >> 11) * 0x1p-53;
+}
+
+/* The larger logit first; of equal ones the lower id, so that there is one order. */
+static bool before(candidate a, candidate b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+static int by_rank(const void *a, const void *b) {
+    return before(*(const candidate *)a, *(const candidate *)b) ? -1 : 1;
+}
+
+/* Restores a heap whose root is the last in rank, below i. */
+static void sink(candidate *heap, size_t n, size_t i) {
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && before(heap[child], heap[child + 1])) child++;
+        if (before(heap[child], heap[i])) return;
+        candidate moved = heap[i];
+        heap[i] = heap[child];
+        heap[child] = moved;
+    }
+}
+
+/* Brings the k first in rank to the front, in order. A heap whose root is the last
+ * in rank holds the best so far; most of the vocabulary fails against the root. */
+static void select_top(candidate *c, size_t n, size_t k) {
+    if (k < n) {
+        for (size_t i = k / 2; i-- > 0;) sink(c, k, i);
+        for (size_t i = k; i < n; i++)
+            if (before(c[i], c[0])) {
+                c[0] = c[i];
+                sink(c, k, 0);
+            }
+    }
+    qsort(c, k, sizeof *c, by_rank);
+}
+
+static void penalize(qwen3_session *s, const qwen3_sampling *p, size_t generated_from) {
+    size_t n_vocab = (size_t)s->model->config.n_vocab;
+    if (p->repetition_penalty == 1 && p->presence_penalty == 0) return;
+    memset(s->seen, 0, n_vocab);
+    for (size_t i = 0; i < s->n; i++) s->seen[s->ids[i]] |= i >= generated_from ? 3 : 1;
+    for (size_t i = 0; i < n_vocab; i++) {
+        float *logit = &s->candidates[i].logit;
+        if (s->seen[i] & 1)
+            *logit = *logit > 0 ? *logit / p->repetition_penalty : *logit * p->repetition_penalty;
+        if (s->seen[i] & 2) *logit -= p->presence_penalty;
+    }
+}
+
+static qwen3_status check(const qwen3_session *s, const qwen3_sampling *p, qwen3_error *err) {
+    if (!s->has_logits)
+        return fail(err, QWEN3_ERR_ARG, "there are no logits to draw from: sync the session first");
+    if (!(p->temperature >= 0 && p->temperature <= 100))
+        return fail(err, QWEN3_ERR_ARG, "temperature %g: use 0 to 100", (double)p->temperature);
+    if (p->top_k < 0) return fail(err, QWEN3_ERR_ARG, "top_k %d: use 0 (off) or more", p->top_k);
+    if (!(p->top_p > 0 && p->top_p <= 1))
+        return fail(err, QWEN3_ERR_ARG, "top_p %g: use more than 0, up to 1 (off)",
+                    (double)p->top_p);
+    if (!(p->min_p >= 0 && p->min_p <= 1))
+        return fail(err, QWEN3_ERR_ARG, "min_p %g: use 0 (off) to 1", (double)p->min_p);
+    if (!(p->repetition_penalty >= 0.01f && p->repetition_penalty <= 100))
+        return fail(err, QWEN3_ERR_ARG, "repetition penalty %g: use 0.01 to 100, 1 is off",
+                    (double)p->repetition_penalty);
+    if (!(p->presence_penalty >= -100 && p->presence_penalty <= 100))
+        return fail(err, QWEN3_ERR_ARG, "presence penalty %g: use -100 to 100, 0 is off",
+                    (double)p->presence_penalty);
+    for (int32_t i = 0; i < s->model->config.n_vocab; i++)
+        if (!isfinite(s->logits[i]))
+            return fail(err, QWEN3_ERR_FORMAT,
+                        "the logit of token %d is not a finite number: the model file is damaged "
+                        "or was badly converted", i);
+    return QWEN3_OK;
+}
+
+int32_t qwen3_sample(qwen3_session *s, const qwen3_sampling *p, size_t generated_from,
+                     qwen3_error *err) {
+    if (check(s, p, err) != QWEN3_OK) return -1;
+    candidate *c = s->candidates;
+    size_t n = (size_t)s->model->config.n_vocab;
+    for (size_t i = 0; i < n; i++) c[i] = (candidate){(int32_t)i, s->logits[i]};
+    penalize(s, p, generated_from);
+    bool greedy = p->temperature == 0;
+    size_t k = greedy ? 1 : p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n;
+    select_top(c, n, k);
+    if (k == 1) return c[0].id;
+    /* From here on logit holds the probability relative to the best. */
+    double sum = 0;
+    float best = c[0].logit;
+    for (size_t i = 0; i < k; i++)
+        sum += (double)(c[i].logit = expf((c[i].logit - best) / p->temperature));
+    double kept = 0;
+    size_t n_kept = 0;
+    while (n_kept < k && (n_kept == 0 || kept < (double)p->top_p * sum)) {
+        if (c[n_kept].logit < p->min_p) break;
+        kept += (double)c[n_kept++].logit;
+    }
+    double at = uniform(p->seed, s->n) * kept;
+    for (size_t i = 0; i < n_kept; i++)
+        if ((at -= (double)c[i].logit) < 0) return c[i].id;
+    return c[n_kept - 1].id;
+}

@@ -1,0 +1,111 @@
+/* session.c - sequences of tokens: what of a prefix is computed, and what is reused. */
+#include "session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+enum { MAX_BATCH = 512 }; /* tokens of one pass: bounds the working memory of prefill */
+
+qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv,
+                                 qwen3_error *err) {
+    size_t n_vocab = (size_t)m->config.n_vocab;
+    if (n_ctx < 1 || n_ctx > 1 << 24) {
+        fail(err, QWEN3_ERR_ARG, "a context of %d tokens: use 1 to %d", n_ctx, 1 << 24);
+        return NULL;
+    }
+    qwen3_session *s = calloc(1, sizeof *s);
+    if (!s) {
+        fail(err, QWEN3_ERR_MEMORY, "out of memory");
+        return NULL;
+    }
+    s->model = m;
+    s->n_ctx = (size_t)n_ctx;
+    atomic_init(&s->cancel, false);
+    s->ids = malloc(s->n_ctx * sizeof *s->ids);
+    s->logits = malloc(n_vocab * sizeof *s->logits);
+    s->candidates = malloc(n_vocab * sizeof *s->candidates);
+    s->seen = malloc(n_vocab);
+    qwen3_status status = QWEN3_OK;
+    if (!s->ids || !s->logits || !s->candidates || !s->seen)
+        status = fail(err, QWEN3_ERR_MEMORY, "out of memory for a session of %d tokens", n_ctx);
+    if (status == QWEN3_OK) status = kv_init(&s->kv, &m->config, n_ctx, kv, err);
+    if (status == QWEN3_OK)
+        status = graph_init(&s->graph, m, n_ctx, n_ctx < MAX_BATCH ? n_ctx : MAX_BATCH, err);
+    if (status != QWEN3_OK) {
+        qwen3_session_free(s);
+        return NULL;
+    }
+    return s;
+}
+
+void qwen3_session_free(qwen3_session *s) {
+    if (!s) return;
+    graph_free(&s->graph);
+    kv_free(&s->kv);
+    free(s->ids);
+    free(s->logits);
+    free(s->candidates);
+    free(s->seen);
+    free(s);
+}
+
+/* Computes ids[keep..n) behind the keep tokens that stay. */
+static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n,
+                            qwen3_error *err) {
+    s->n = keep;
+    s->has_logits = false;
+    while (s->n < n) {
+        size_t count = n - s->n < (size_t)s->graph.batch ? n - s->n : (size_t)s->graph.batch;
+        bool last = s->n + count == n;
+        memmove(s->ids + s->n, ids + s->n, count * sizeof *ids); /* ids may be the session's own */
+        if (!graph_forward(&s->graph, &s->kv, s->ids + s->n, (int)count, (int)s->n,
+                           last ? s->logits : NULL, &s->cancel))
+            return fail(err, QWEN3_ERR_CANCELLED, "cancelled after %zu of %zu tokens", s->n, n);
+        s->n += count;
+        s->has_logits = last;
+    }
+    return QWEN3_OK;
+}
+
+/* Checks that total tokens fit and that ids[0..n) are in the vocabulary. */
+static qwen3_status check(const qwen3_session *s, const int32_t *ids, size_t n, size_t total,
+                          qwen3_error *err) {
+    if (total > s->n_ctx)
+        return fail(err, QWEN3_ERR_CONTEXT,
+                    "%zu tokens do not fit the context of %zu: %zu too many", total, s->n_ctx,
+                    total - s->n_ctx);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->model->config.n_vocab)
+            return fail(err, QWEN3_ERR_ARG, "token %d at index %zu is outside the vocabulary of %d",
+                        ids[i], i, s->model->config.n_vocab);
+    return QWEN3_OK;
+}
+
+int64_t qwen3_sync(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *err) {
+    if (check(s, ids, n, n, err) != QWEN3_OK) return -1;
+    size_t keep = 0;
+    while (keep < n && keep < s->n && ids[keep] == s->ids[keep]) keep++;
+    bool unchanged = keep == n && n == s->n && s->has_logits;
+    if (keep == n && n > 0 && !unchanged) keep--; /* its logits are not at hand any more */
+    if (!unchanged && compute(s, ids, keep, n, err) != QWEN3_OK) return -1;
+    return (int64_t)keep;
+}
+
+qwen3_status qwen3_extend(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *err) {
+    if (n == 0) return fail(err, QWEN3_ERR_ARG, "there are no tokens to append");
+    if (n > s->n_ctx) return check(s, NULL, 0, n, err);
+    qwen3_status status = check(s, ids, n, s->n + n, err);
+    if (status != QWEN3_OK) return status;
+    memcpy(s->ids + s->n, ids, n * sizeof *ids);
+    return compute(s, s->ids, s->n, s->n + n, err);
+}
+
+size_t qwen3_session_len(const qwen3_session *s) { return s->n; }
+size_t qwen3_session_n_ctx(const qwen3_session *s) { return s->n_ctx; }
+const int32_t *qwen3_session_ids(const qwen3_session *s) { return s->ids; }
+const float *qwen3_session_logits(const qwen3_session *s) {
+    return s->has_logits ? s->logits : NULL;
+}
+void qwen3_session_cancel(qwen3_session *s) { atomic_store(&s->cancel, true); }

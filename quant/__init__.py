@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints of the Qwen3 family to GGUF."""

@@ -1,0 +1,226 @@
+"""Safetensors files, read a few rows at a time as float32.
+
+A file is: u64 header length, a JSON header {name: {dtype, shape, data_offsets}},
+the data. Everything the header claims is checked against the file's size before
+it is used. Rows come through pread: memory stays at what was asked for, and a
+file that is cut while it is read is an error instead of a signal.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3cli.errors import FormatError, Qwen3Error
+
+from .jsonfile import MAX_BYTES, parse_json, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file; offset and end are absolute."""
+
+    name: str
+    dtype: str  # F32, F16 or BF16
+    shape: tuple[int, ...]
+    offset: int
+    end: int
+
+    @property
+    def row_length(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def item_bytes(self) -> int:
+        return _ITEM_BYTES[self.dtype]
+
+
+class SafetensorsFile:
+    """One safetensors file, validated when opened. Reads may come from many threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDONLY)
+            self.size = os.fstat(self._fd).st_size
+            self.tensors = self._read_header()
+        except FileNotFoundError:
+            raise FormatError(f"{path}: there is no such file; download it again") from None
+        except OSError as error:
+            self.close()
+            raise Qwen3Error(f"{path}: cannot be read: {error.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows start..stop of a tensor, seen as a matrix of its last dimension, as
+        float32 [stop - start, row_length]."""
+        info = self.tensors[name]
+        row_bytes = info.row_length * info.item_bytes
+        raw = self._read(info.offset + start * row_bytes, (stop - start) * row_bytes, name)
+        return _float32(raw, info.dtype).reshape(stop - start, info.row_length)
+
+    def _read(self, offset: int, count: int, what: str) -> bytes:
+        try:
+            raw = os.pread(self._fd, count, offset)
+        except OSError as error:
+            raise Qwen3Error(f"{self.path}: reading {what} failed: {error.strerror}") from None
+        if len(raw) != count:
+            raise FormatError(f"{self.path}: ends inside {what}; download it again")
+        return raw
+
+    def _read_header(self) -> dict[str, TensorInfo]:
+        if self.size < 8:
+            raise FormatError(f"{self.path}: {self.size} bytes are no safetensors file")
+        (length,) = struct.unpack("<Q", self._read(0, 8, "the header length"))
+        if length > MAX_BYTES:
+            raise FormatError(f"{self.path}: a header of {length:,} bytes; is it safetensors?")
+        if length > self.size - 8:
+            raise FormatError(
+                f"{self.path}: truncated: the header takes {length:,} bytes, "
+                f"the file has {self.size:,}; download it again"
+            )
+        header = parse_json(self._read(8, length, "the header"), self.path)
+        header.pop("__metadata__", None)
+        tensors = {name: self._tensor(name, entry, 8 + length) for name, entry in header.items()}
+        self._check_overlap(tensors)
+        return tensors
+
+    def _tensor(self, name: str, entry: Any, data: int) -> TensorInfo:
+        where = f"{self.path}: tensor {name[:200]!r}"
+        if not isinstance(entry, dict):
+            raise FormatError(f"{where}: its header entry is not an object")
+        dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+            raise FormatError(
+                f"{where} has dtype {str(dtype)[:40]}; only {', '.join(_ITEM_BYTES)} can be read"
+            )
+        if not _counts(shape) or len(shape) > 8:
+            raise FormatError(f"{where}: its shape is {str(shape)[:200]}")
+        if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise FormatError(f"{where}: its data_offsets are {str(offsets)[:200]}")
+        begin, end = offsets
+        if end > self.size - data:
+            raise FormatError(
+                f"{where} ends at byte {data + end:,}, the file has {self.size:,}: "
+                "it is truncated; download it again"
+            )
+        if math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
+            raise FormatError(f"{where}: {dtype} {shape} does not take {end - begin:,} bytes")
+        return TensorInfo(name, dtype, tuple(shape), data + begin, data + end)
+
+    def _check_overlap(self, tensors: dict[str, TensorInfo]) -> None:
+        end, last = 0, ""
+        for info in sorted(tensors.values(), key=lambda info: (info.offset, info.end)):
+            if info.offset < end:
+                raise FormatError(f"{self.path}: tensors {last!r} and {info.name!r} overlap")
+            end, last = info.end, info.name
+
+
+class Weights:
+    """Every tensor of a checkpoint directory: one file, or shards with an index."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files: dict[str, SafetensorsFile] = {}
+        self._file_of: dict[str, SafetensorsFile] = {}
+        try:
+            if (directory / SINGLE).is_file():
+                file = self._open(directory, SINGLE)
+                self._file_of = dict.fromkeys(file.tensors, file)
+            elif (directory / INDEX).is_file():
+                self._open_shards(directory)
+            else:
+                raise FormatError(
+                    f"{directory}: there is neither {SINGLE} nor {INDEX}; "
+                    "only safetensors checkpoints can be read"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._file_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def info(self, name: str) -> TensorInfo:
+        return self._file_of[name].tensors[name]
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """As SafetensorsFile.read_rows."""
+        return self._file_of[name].read_rows(name, start, stop)
+
+    def _open(self, directory: Path, name: str) -> SafetensorsFile:
+        if name not in self._files:
+            self._files[name] = SafetensorsFile(directory / name)
+        return self._files[name]
+
+    def _open_shards(self, directory: Path) -> None:
+        index = directory / INDEX
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise FormatError(f"{index}: weight_map is missing")
+        for name, shard in weight_map.items():
+            if not isinstance(shard, str) or not _plain(shard):
+                raise FormatError(f"{index}: {str(shard)[:200]!r} is not the name of a file")
+            if not (directory / shard).is_file():
+                raise FormatError(
+                    f"{directory / shard}: the shard of {name!r} is missing; download it"
+                )
+            file = self._open(directory, shard)
+            if name not in file.tensors:
+                raise FormatError(f"{file.path}: lacks {name!r}, which the index places there")
+            self._file_of[name] = file
+
+
+def _counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _plain(name: str) -> bool:
+    """A file name without any path; a shard lies beside its index."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _float32(raw: bytes, dtype: str) -> NDArray[np.float32]:
+    if dtype == "F32":
+        return np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
+    if dtype == "F16":
+        return np.frombuffer(raw, "<f2").astype(np.float32)
+    bits = np.frombuffer(raw, "<u2").astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)

@@ -1,0 +1,184 @@
+"""The interactive loop: lines in, replies out, and the slash commands between."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+from qwen3cli import registry
+from qwen3cli.errors import INTERRUPTED, Qwen3Error
+from qwen3cli.options import Options
+from qwen3cli.run import open_conversation, settings_of, statistics, stream
+from qwen3cli.session import Conversation, Reply, Settings
+from qwen3cli.terminal import Terminal
+
+COMMANDS = {
+    "/think": "think before the answers; /think or /no_think inside a message does it for one",
+    "/no_think": "answer at once",
+    "/budget": "N: at most N tokens of thinking; none: as many as it takes",
+    "/system": "TEXT: the system message from now on; without TEXT: none",
+    "/clear": "forget the conversation",
+    "/stats": "the context in use, the settings, the last reply",
+    "/help": "this list",
+    "/exit": "leave, as Ctrl-D and /quit do",
+}
+
+
+def chat(options: Options, terminal: Terminal) -> int:
+    """Talks until the input ends; returns the exit code. With a terminal, errors and
+    Ctrl-C end a turn; from a pipe, they end the chat."""
+    terminal.route_thoughts(options.thoughts)
+    typed = sys.stdin is not None and sys.stdin.isatty() and terminal.visible
+    talk = _Chat(open_conversation(options, terminal), settings_of(options), terminal)
+    if typed:
+        terminal.note("/help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves")
+    for line in _typed_lines() if typed else _piped_lines():
+        try:
+            talk.take(line)
+        except Qwen3Error as error:
+            if not typed:
+                raise
+            terminal.note(f"qwen3: {error}")
+        if talk.left:
+            break
+        if talk.interrupted and not typed:
+            return INTERRUPTED
+    return 0
+
+
+class _Chat:
+    """A conversation and what the slash commands change about it."""
+
+    def __init__(self, conversation: Conversation, settings: Settings, terminal: Terminal) -> None:
+        self.left = False
+        self._conversation = conversation
+        self._settings = settings
+        self._terminal = terminal
+        self._last: Reply | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self._last is not None and self._last.answer_stop == "user"
+
+    def take(self, line: str) -> None:
+        """A line of input: nothing, a command, or a message."""
+        if not line.strip():
+            return
+        word, _, argument = line.partition(" ")
+        soft_switch = word in ("/think", "/no_think") and argument.strip()
+        if re.fullmatch(r"/\w+", word) and not soft_switch:
+            self._command(word, argument.strip())
+            return
+        self._last = stream(self._conversation, line, self._settings, self._terminal)
+        if self._terminal.interactive:
+            self._terminal.note(statistics(self._last), dim=True)
+
+    def _command(self, word: str, argument: str) -> None:
+        note = self._terminal.note
+        if word in ("/think", "/no_think"):
+            self._settings = replace(self._settings, think=word == "/think")
+            note("thinking on" if word == "/think" else "thinking off")
+        elif word == "/budget":
+            self._budget(argument)
+        elif word == "/system":
+            self._conversation.system = argument or None
+            note("system message set" if argument else "no system message")
+        elif word == "/clear":
+            self._conversation.clear()
+            note("conversation forgotten")
+        elif word == "/stats":
+            self._stats()
+        elif word == "/help":
+            for name, text in COMMANDS.items():
+                note(f"{name:<10} {text}")
+        elif word in ("/exit", "/quit"):
+            self.left = True
+        else:
+            note(f"unknown command {word}{_suggestion(word)}; a space before it makes it a message")
+
+    def _budget(self, argument: str) -> None:
+        if argument == "none":
+            self._settings = replace(self._settings, budget=None)
+        elif argument.isdecimal():
+            self._settings = replace(self._settings, budget=int(argument))
+        elif argument:
+            self._terminal.note(f"{argument}: a budget is a number of tokens, or none")
+            return
+        budget = self._settings.budget
+        self._terminal.note(f"budget {'none' if budget is None else budget}")
+
+    def _stats(self) -> None:
+        session, settings = self._conversation.session, self._settings
+        turns = sum(message["role"] == "user" for message in self._conversation.messages)
+        thinking = "off" if settings.think is False else "on"
+        budget = "none" if settings.budget is None else settings.budget
+        note = self._terminal.note
+        note(f"{turns} turns, {len(session)} of {session.n_ctx} tokens of context")
+        note(f"thinking {thinking}, budget {budget}")
+        if self._last is not None:
+            note(f"last reply: {statistics(self._last)}")
+
+
+def _suggestion(word: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, COMMANDS, 1)
+    return f"; did you mean {close[0]}?" if close else "; /help lists them"
+
+
+def _piped_lines() -> Iterator[str]:
+    if sys.stdin is not None:
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines edited with prompt_toolkit. Ctrl-C drops the line, Ctrl-D ends the input."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.output import create_output
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    history: History
+    try:
+        history = FileHistory(_history_file())
+    except OSError:  # a read-only home is no reason not to talk
+        history = InMemoryHistory()
+    session: PromptSession[str] = PromptSession(
+        "> ",
+        multiline=True,  # a paste may hold several lines
+        prompt_continuation="  ",
+        key_bindings=keys,
+        history=history,
+        output=create_output(always_prefer_tty=True),
+    )
+    while True:
+        try:
+            yield session.prompt()
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+
+
+def _history_file() -> str:
+    """The file of the lines typed so far, for its owner's eyes only."""
+    folder = registry.xdg("XDG_STATE_HOME", ".local/state")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "history"
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    path.chmod(0o600)
+    return str(path)

@@ -1,0 +1,162 @@
+"""The commands of qwen3: flags, defaults, exit codes. The work is done elsewhere.
+
+What a command needs is imported inside it: start-up time is part of every answer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from qwen3cli import __version__
+from qwen3cli.errors import INTERRUPTED, Qwen3Error, UsageError
+from qwen3cli.options import ModelName, Options, Threads, shared
+from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
+
+# Help is plain text and errors are one line: Rich would double the start-up time.
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> NoReturn:
+    """The console script: runs the command line and exits with its code."""
+    sys.exit(_main())
+
+
+def _main() -> int:
+    wrong_usage: Any = typer.BadParameter.__base__  # click.UsageError, wherever Typer keeps it
+    terminal = Terminal()
+    try:
+        try:
+            return app(standalone_mode=False, prog_name="qwen3", obj=terminal) or 0
+        except Qwen3Error as error:
+            terminal.note(f"qwen3: {error}")
+            return error.exit_code
+        except wrong_usage as error:
+            path = error.ctx.command_path if error.ctx else "qwen3"
+            terminal.note(f"qwen3: {error.format_message()} (see {path} -h)")
+            return UsageError.exit_code
+        except OSError as error:
+            name = f"{error.filename}: " if error.filename else ""
+            terminal.note(f"qwen3: {name}{reason(error)}")
+            return 1
+        except (KeyboardInterrupt, typer.Abort):
+            return INTERRUPTED
+        except MemoryError:
+            terminal.note("qwen3: out of memory")
+            return 4
+        except Exception as error:
+            if os.environ.get("QWEN3_TRACEBACK"):
+                raise
+            kind = type(error).__name__
+            terminal.note(f"qwen3: internal error: {kind}: {error} (QWEN3_TRACEBACK=1 shows where)")
+            return 1
+    except OutputClosed:
+        return CLOSED_OUTPUT
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qwen3 {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def qwen3(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A local runtime for the Qwen3 family: answers, with thinking you can budget."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+@shared
+def run(
+    context: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
+    as_json: _Json = False,
+    *,
+    options: Options,
+) -> int:
+    """Answer one question. Text from a pipe follows the prompt, or is the prompt."""
+    from qwen3cli.run import run
+
+    return run(prompt, options, context.obj, as_json=as_json)
+
+
+@app.command()
+@shared
+def chat(context: typer.Context, *, options: Options) -> int:
+    """Talk over several turns. From a pipe, every line is a turn."""
+    from qwen3cli.chat import chat
+
+    return chat(options, context.obj)
+
+
+@app.command()
+def quantize(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A Hugging Face folder, or a model's name.")
+    ],
+    q4: Annotated[bool, typer.Option("--q4", help="As --type Q4_K_M.")] = False,
+    q8: Annotated[bool, typer.Option("--q8", help="As --type Q8_0.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option("--type", metavar="T", help="Type of the weights.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Turn Hugging Face weights into a GGUF file."""
+    from qwen3cli.quantize import quantize
+
+    chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
+    if len(chosen) != 1:
+        raise UsageError("choose one of --q4, --q8 and --type T")
+    quantize(source, out, chosen[0], context.obj, force=force, threads=threads)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Show the metadata and the tensors of a model file."""
+    from qwen3cli.registry import resolve
+    from qwen3cli.show import show
+
+    show(resolve(model), context.obj, tensors=tensors, as_json=as_json)
+
+
+@app.command()
+def tokenize(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A text file; -: stdin.")] = "-",
+    model: ModelName = None,
+    added: Annotated[
+        bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Show the tokens of a text: id and piece on each line, their count on stderr."""
+    from qwen3cli.show import tokenize
+
+    tokenize(model, file, context.obj, added=added, as_json=as_json)

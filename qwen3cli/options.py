@@ -1,0 +1,104 @@
+"""The flags that `run` and `chat` share: one field each."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def _seed(value: int | None) -> int | None:
+    if value is not None and not 0 <= value < 2**64:
+        raise typer.BadParameter(f"{value} is not a number of 64 bits.")
+    return value
+
+
+def _flag(name: str, help: str, metavar: str | None = "N", **bounds: Any) -> Any:
+    return typer.Option(name, help=help, metavar=metavar, show_default=False, **bounds)
+
+
+def _number(name: str, help: str, **bounds: Any) -> Any:
+    return _flag(name, help, "F", callback=_finite, **bounds)
+
+
+ModelName = Annotated[
+    str | None,
+    typer.Option("-m", "--model", metavar="MODEL", help="A GGUF file or a name, such as 0.6b."),
+]
+Threads = Annotated[int, _flag("--threads", "Threads (default: one per physical core).", min=0)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """None: as the model and its mode have it."""
+
+    model: ModelName = None
+    system: Annotated[str | None, _flag("--system", "The system message.", "TEXT")] = None
+    think: Annotated[
+        bool | None, _flag("--think/--no-think", "Think before the answer, or not.", None)
+    ] = None
+    budget: Annotated[int | None, _flag("--budget", "Most tokens of thinking.", min=0)] = None
+    max_tokens: Annotated[
+        int | None, _flag("--max-tokens", "Most tokens of the answer.", min=1)
+    ] = None
+    temp: Annotated[float | None, _number("--temp", "Temperature (0: greedy).", min=0)] = None
+    top_k: Annotated[int | None, _flag("--top-k", "Draw from the N best (0: all).", min=0)] = None
+    top_p: Annotated[
+        float | None, _number("--top-p", "Draw from the best that hold this share.", min=0, max=1)
+    ] = None
+    min_p: Annotated[
+        float | None, _number("--min-p", "Leave out below this share of the best.", min=0, max=1)
+    ] = None
+    presence_penalty: Annotated[
+        float | None, _number("--presence-penalty", "Against what the answer holds (0: off).")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        _number("--repetition-penalty", "Against what the context holds (1: off).", min=0.01),
+    ] = None
+    seed: Annotated[
+        int | None, _flag("--seed", "The same seed, the same text.", callback=_seed)
+    ] = None
+    stop: Annotated[
+        list[str] | None, _flag("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
+    ] = None
+    ctx: Annotated[int | None, _flag("--ctx", "Tokens the context holds.", min=1)] = None
+    threads: Threads = 0
+    thoughts: Annotated[
+        str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")
+    ] = None
+
+
+def shared(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command every flag of Options; it takes them as its last parameter."""
+    hints = get_type_hints(command, include_extras=True)
+    flags = get_type_hints(Options, include_extras=True)
+    *own, _options = inspect.signature(command).parameters.values()
+
+    @wraps(command)
+    def with_options(**given: Any) -> int:
+        options = Options(**{name: given.pop(name) for name in flags})
+        return command(**given, options=options)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(name, keyword, default=getattr(Options, name), annotation=flags[name])
+            for name in flags
+        ]
+        + [parameter.replace(annotation=hints[parameter.name], kind=keyword) for parameter in own]
+    )
+    with_options.__signature__ = signature  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return with_options

@@ -1,0 +1,139 @@
+"""Model names and the files behind them.
+
+A name is an embedded model (nano), a member of the family (0.6b, 30b-a3b, with an
+optional :quant) or the name of a file in the models folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from qwen3cli import hub
+from qwen3cli.errors import ModelNotFound, UsageError
+
+EMBEDDED = {"nano": "nano-dense-q8_0.gguf", "nano-moe": "nano-moe-q8_0.gguf"}
+FAMILY = {  # name: repository of the weights; the official GGUF files are in <repository>-GGUF
+    "0.6b": "Qwen/Qwen3-0.6B",
+    "1.7b": "Qwen/Qwen3-1.7B",
+    "4b": "Qwen/Qwen3-4B",
+    "8b": "Qwen/Qwen3-8B",
+    "14b": "Qwen/Qwen3-14B",
+    "32b": "Qwen/Qwen3-32B",
+    "30b-a3b": "Qwen/Qwen3-30B-A3B",
+    "235b-a22b": "Qwen/Qwen3-235B-A22B",
+}
+# Where several quantizations of a model are installed and none was named.
+PREFERRED = ("q4_k_m", "q8_0", "q6_k", "q5_k_m")
+_SHORT = {"q4": "q4_k_m", "q8": "q8_0"}
+
+
+def models_folder() -> Path:
+    """Where models are installed: $XDG_DATA_HOME/qwen3/models."""
+    return xdg("XDG_DATA_HOME", ".local/share") / "models"
+
+
+def xdg(variable: str, fallback: str) -> Path:
+    """qwen3's folder below one of the XDG base directories."""
+    base = os.environ.get(variable, "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / fallback) / "qwen3"
+
+
+def choose(model: str | None, note: Callable[[str], None]) -> Path:
+    """The file of a model; of none: of $QWEN3_MODEL, else the one installed last, else
+    nano, which note is told."""
+    model = model or os.environ.get("QWEN3_MODEL")
+    if model:
+        return resolve(model)
+    installed = [path for path in models_folder().glob("*.gguf") if path.is_file()]
+    if installed:
+        return max(installed, key=lambda path: path.stat().st_mtime)
+    note("qwen3: no model chosen or installed: this is nano, a toy (-m MODEL takes another)")
+    return resolve("nano")
+
+
+def resolve(model: str) -> Path:
+    """The GGUF file that a path or a name stands for; a known name before a file of
+    that name. Raises ModelNotFound."""
+    name, _, quant = _normalized(model).partition(":")
+    quant = _SHORT.get(quant, quant)
+    if name in EMBEDDED and not quant:
+        return Path(__file__).parent / "models" / EMBEDDED[name]
+    path = Path(model)
+    if name not in FAMILY:
+        if path.is_dir():
+            raise UsageError(
+                f"{model}: a folder, not a GGUF file; `qwen3 quantize {model} --q4` makes one"
+            )
+        if path.exists():
+            return path
+        if len(path.parts) > 1 or path.suffix == ".gguf":
+            raise ModelNotFound(f"{model}: there is no such model file")
+    candidates = _quants(models_folder().glob("*.gguf"), name)
+    if name in FAMILY:
+        repository = FAMILY[name]
+        stem = repository.partition("/")[2].lower()
+        candidates = _quants(hub.gguf_files(f"{repository}-GGUF"), stem) | candidates
+    found = _pick(candidates, quant)
+    if found is None:
+        raise _missing(model, name, sorted(filter(None, candidates)))
+    return found
+
+
+def weights(model: str) -> tuple[str, Path]:
+    """A family name and the folder of its weights in the Hugging Face cache."""
+    name = _normalized(model)
+    if name not in FAMILY:
+        raise ModelNotFound(f"{model}: neither a folder nor a known model{_suggestion(name)}")
+    folder = hub.weights(FAMILY[name])
+    if folder is None:
+        raise ModelNotFound(
+            f"{model}: its weights are not all in the Hugging Face cache; "
+            f"`hf download {FAMILY[name]}` gets them"
+        )
+    return name, folder
+
+
+def _normalized(model: str) -> str:
+    """0.6b for Qwen/Qwen3-0.6B, too."""
+    return model.lower().removeprefix("qwen/").removeprefix("qwen3-")
+
+
+def _quants(files: Iterable[Path], name: str) -> dict[str, Path]:
+    """The files NAME-QUANT.gguf by quant, and NAME.gguf under an empty one."""
+    found = {}
+    for path in files:
+        stem = path.stem.lower()
+        if stem == name:
+            found[""] = path
+        elif stem.startswith(name + "-") and (quant := stem[len(name) + 1 :]).isidentifier():
+            found[quant] = path
+    return found
+
+
+def _pick(candidates: dict[str, Path], quant: str) -> Path | None:
+    if quant:
+        return candidates.get(quant)
+    order = [q for q in ("", *PREFERRED) if q in candidates] or sorted(candidates)
+    return candidates[order[0]] if order else None
+
+
+def _missing(model: str, name: str, installed: list[str]) -> ModelNotFound:
+    if installed:
+        return ModelNotFound(f"{model}: not on this machine; installed: {', '.join(installed)}")
+    if name not in FAMILY:
+        return ModelNotFound(f"{model}: neither a file nor a known model{_suggestion(name)}")
+    repository = FAMILY[name]
+    return ModelNotFound(
+        f"{model}: not on this machine; `hf download {repository}-GGUF` gets a ready file, "
+        f"`hf download {repository}` and `qwen3 quantize {name} --q4` make one"
+    )
+
+
+def _suggestion(name: str) -> str:
+    from difflib import get_close_matches
+
+    known = [*EMBEDDED, *FAMILY]
+    close = get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,142 @@
+"""One question, one answer; and the reply that `run` and `chat` stream alike."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+from qwen3cli import registry
+from qwen3cli.engine import Model
+from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
+from qwen3cli.options import Options
+from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
+from qwen3cli.terminal import Terminal
+
+
+def run(prompt: str | None, options: Options, terminal: Terminal, *, as_json: bool) -> int:
+    """Answers the prompt, or the text from a pipe, or both; returns the exit code."""
+    text = _question(prompt)
+    terminal.route_thoughts(options.thoughts, default=not as_json)
+    conversation = open_conversation(options, terminal)
+    reply = stream(conversation, text, settings_of(options), terminal, silent=as_json)
+    if as_json:
+        terminal.json(_json(conversation.session.model, reply))
+    elif terminal.interactive:
+        terminal.note(statistics(reply), dim=True)
+    return {"limit": ANSWER_CUT, "user": INTERRUPTED}.get(reply.answer_stop, 0)
+
+
+def open_conversation(options: Options, terminal: Terminal) -> Conversation:
+    """An empty conversation with the model that the options choose."""
+    path = registry.choose(options.model, terminal.note)
+    session = Model(path, threads=options.threads).session(n_ctx=options.ctx)
+    return Conversation(session, system=options.system)
+
+
+def settings_of(options: Options) -> Settings:
+    return Settings(
+        think=options.think,
+        budget=options.budget,
+        max_tokens=options.max_tokens,
+        stop=tuple(options.stop or ()),
+        seed=options.seed,
+        temperature=options.temp,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        presence_penalty=options.presence_penalty,
+        repetition_penalty=options.repetition_penalty,
+    )
+
+
+def stream(
+    conversation: Conversation,
+    text: str,
+    settings: Settings,
+    terminal: Terminal,
+    *,
+    silent: bool = False,
+) -> Reply:
+    """Answers text on the terminal as the answer comes; silent: without the answer.
+    Ctrl-C ends the reply with what there is of it."""
+    with _interruptible(conversation.interrupt):
+        for event in conversation.reply(text, settings):
+            if isinstance(event, Thought):
+                terminal.thought(event.text)
+            elif isinstance(event, Answer) and not silent:
+                terminal.answer(event.text)
+    assert isinstance(event, Reply)
+    terminal.end_thoughts()
+    if not silent and (event.answer or event.answer_stop != "user"):
+        terminal.end_answer()
+    return event
+
+
+def statistics(reply: Reply) -> str:
+    """One line: what the reply took, and why its parts ended."""
+    thinking = "thinking off"
+    if reply.thinking_stop != "off":
+        budget = "" if reply.budget is None else f"/{reply.budget}"
+        thinking = f"thinking {reply.thinking_tokens}{budget} tokens ({reply.thinking_stop})"
+    answer = f"answer {reply.answer_tokens} tokens ({reply.answer_stop})"
+    return f"{thinking}, {answer}, {reply.decode_tok_s:.0f} tok/s, seed {reply.seed}"
+
+
+def _question(prompt: str | None) -> str:
+    """The prompt, a blank line, and the text from a pipe, as far as there are both."""
+    piped = ""
+    if sys.stdin is not None and not sys.stdin.isatty():
+        piped = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
+    text = "\n\n".join(part for part in (prompt, piped) if part)
+    if not text.strip():
+        raise UsageError("there is no prompt: give one as an argument or through a pipe")
+    return text
+
+
+def _json(model: Model, reply: Reply) -> dict[str, object]:
+    return {
+        "model": str(model.path),
+        "prompt_tokens": reply.prompt_tokens,
+        "thoughts": reply.thoughts,
+        "answer": reply.answer,
+        "thinking_tokens": reply.thinking_tokens,
+        "budget": reply.budget,
+        "thinking_stop": reply.thinking_stop,
+        "inserted_tokens": reply.inserted_tokens,
+        "answer_tokens": reply.answer_tokens,
+        "answer_stop": reply.answer_stop,
+        "seed": reply.seed,
+        "prefill_tok_s": round(reply.prefill_tok_s, 1),
+        "decode_tok_s": round(reply.decode_tok_s, 1),
+    }
+
+
+@contextmanager
+def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Lets Ctrl-C call interrupt at once. Python's own handler would wait until the engine
+    returns; the byte that every signal leaves in a pipe wakes a thread meanwhile."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def watch() -> None:
+        while byte := os.read(read, 1):
+            if byte[0] == signal.SIGINT:
+                interrupt()
+        os.close(read)
+
+    Thread(target=watch, daemon=True).start()
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGINT, handler)
+        os.close(write)

@@ -1,0 +1,67 @@
+/* test_hostile.c - every damaged header is an error or a model, never a crash.
+ *
+ * Flips every byte of the header of tests/data/tiny.gguf and cuts the file at every length
+ * of it; meant for the build with AddressSanitizer, which sees a read past the end.
+ */
+#include <stdio.h>
+
+#include "exercise.h"
+
+static uint8_t *read_file(const char *path, size_t *len) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return NULL;
+    uint8_t *data = NULL;
+    if (fseek(f, 0, SEEK_END) == 0 && ftell(f) > 0) {
+        *len = (size_t)ftell(f);
+        rewind(f);
+        data = malloc(*len); /* exactly its size: a read behind it is seen */
+        if (data && fread(data, 1, *len, f) != *len) {
+            free(data);
+            data = NULL;
+        }
+    }
+    fclose(f);
+    return data;
+}
+
+/* Where the tensor data begin. */
+static size_t header_size(const uint8_t *image, size_t len) {
+    qwen3_error err;
+    qwen3_file *file = qwen3_file_from_memory(image, len, &err);
+    if (!file) return 0;
+    size_t size = (size_t)(qwen3_file_tensor(file, 0)->data - image);
+    qwen3_file_close(file);
+    return size;
+}
+
+int main(void) {
+    static const uint8_t flips[] = {0xff, 0x01, 0x80};
+    size_t len = 0, reached[COMPUTED + 1] = {0};
+    uint8_t *image = read_file("tests/data/tiny.gguf", &len);
+    size_t header = image ? header_size(image, len) : 0;
+    if (header == 0 || exercise(image, len) != COMPUTED) {
+        fprintf(stderr, "tests/data/tiny.gguf is missing or does not run\n");
+        return 1;
+    }
+    for (size_t at = 0; at < header; at++)
+        for (size_t i = 0; i < sizeof flips; i++) {
+            image[at] ^= flips[i];
+            reached[exercise(image, len)]++;
+            image[at] ^= flips[i];
+        }
+    for (size_t cut = 0; cut < header; cut++) {
+        uint8_t *copy = malloc(cut ? cut : 1);
+        if (!copy) return 1;
+        memcpy(copy, image, cut);
+        progress far = exercise(copy, cut);
+        free(copy);
+        if (far == REFUSED) continue;
+        fprintf(stderr, "cut at byte %zu the file still opens\n", cut);
+        return 1;
+    }
+    free(image);
+    printf("%zu header bytes flipped: %zu files refused, %zu models refused, %zu opened, "
+           "%zu computed\n",
+           header, reached[REFUSED], reached[LISTED], reached[OPENED], reached[COMPUTED]);
+    return 0;
+}

@@ -1,0 +1,140 @@
+"""Model names: embedded, installed, cached by Hugging Face, or unknown."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qwen3cli import hub, registry
+from qwen3cli.errors import ModelNotFound, UsageError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("QWEN3_MODEL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def cache(
+    home: Path, repository: str, *names: str, revision: str = "abc", main: bool = True
+) -> Path:
+    folder = home / "hub" / f"models--{repository.replace('/', '--')}"
+    if main:
+        touch(folder / "refs" / "main", revision)
+    for name in names:
+        touch(folder / "snapshots" / revision / name, "{}")
+    return folder / "snapshots" / revision
+
+
+def test_embedded_models_win_over_files_of_their_name(home: Path) -> None:
+    (home / "nano").mkdir()
+    assert registry.resolve("nano").name == "nano-dense-q8_0.gguf"
+    assert registry.resolve("nano-moe").name == "nano-moe-q8_0.gguf"
+
+
+def test_a_path_is_itself_and_a_missing_one_is_an_error(home: Path) -> None:
+    path = touch(home / "some.gguf")
+    assert registry.resolve("some.gguf").samefile(path)
+    assert registry.resolve(str(path)) == path
+    with pytest.raises(ModelNotFound, match="no such model file"):
+        registry.resolve("other.gguf")
+    with pytest.raises(ModelNotFound, match="no such model file"):
+        registry.resolve("folder/other")
+    with pytest.raises(UsageError, match="quantize"):
+        registry.resolve(str(home))
+
+
+def test_names_are_found_in_the_models_folder_first(home: Path) -> None:
+    models = registry.models_folder()
+    assert models == home / "data" / "qwen3" / "models"
+    cached = cache(home, "Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf") / "Qwen3-0.6B-Q8_0.gguf"
+    assert registry.resolve("0.6b") == cached
+    assert registry.resolve("Qwen/Qwen3-0.6B") == cached
+    assert registry.resolve("0.6B:Q8_0") == cached
+    ours = touch(models / "0.6b-q8_0.gguf")
+    assert registry.resolve("0.6b:q8") == ours
+    better = touch(models / "0.6b-q4_k_m.gguf")
+    assert registry.resolve("0.6b") == better
+    assert registry.resolve("0.6b:q8") == ours
+    with pytest.raises(ModelNotFound, match="installed: q4_k_m, q8_0"):
+        registry.resolve("0.6b:q6_k")
+    mine = touch(models / "mine.gguf")
+    assert registry.resolve("mine") == mine
+
+
+def test_parts_and_other_models_are_not_taken_for_a_quantization(home: Path) -> None:
+    cache(home, "Qwen/Qwen3-4B-GGUF", "Q4_K_M/Qwen3-4B-Q4_K_M-00001-of-00002.gguf")
+    touch(registry.models_folder() / "4b-instruct-2507-q4_k_m.gguf")
+    with pytest.raises(ModelNotFound, match="hf download Qwen/Qwen3-4B"):
+        registry.resolve("4b")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("0.6", "did you mean 0.6b"),
+        ("nanno", "did you mean nano"),
+        ("zzz", "known: nano, nano-moe"),
+    ],
+)
+def test_an_unknown_name_comes_with_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(ModelNotFound, match=hint):
+        registry.resolve(name)
+    with pytest.raises(ModelNotFound):
+        registry.weights(name)
+
+
+def test_the_default_is_the_variable_then_the_last_installed_then_nano(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    assert registry.choose(None, notes.append) == registry.resolve("nano")
+    assert len(notes) == 1 and "nano" in notes[0]
+    new = touch(registry.models_folder() / "new.gguf")
+    old = touch(registry.models_folder() / "old.gguf")
+    os.utime(old, (1, 1))
+    assert registry.choose(None, notes.append) == new
+    monkeypatch.setenv("QWEN3_MODEL", "nano-moe")
+    assert registry.choose(None, notes.append) == registry.resolve("nano-moe")
+    assert registry.choose(str(old), notes.append) == old
+    assert len(notes) == 1
+
+
+def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert registry.models_folder() == Path.home() / ".local/share/qwen3/models"
+
+
+def test_weights_must_be_cached_completely(home: Path) -> None:
+    with pytest.raises(ModelNotFound, match="hf download Qwen/Qwen3-0"):
+        registry.weights("0.6b")
+    folder = cache(home, "Qwen/Qwen3-0.6B", "config.json")
+    assert hub.weights("Qwen/Qwen3-0.6B") is None
+    touch(folder / "model.safetensors")
+    assert registry.weights("0.6b") == ("0.6b", folder)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    touch(folder / "model.safetensors.index.json", json.dumps(index))
+    touch(folder / "model-1.safetensors")
+    assert hub.weights("Qwen/Qwen3-0.6B") is None
+    touch(folder / "model-2.safetensors")
+    assert hub.weights("Qwen/Qwen3-0.6B") == folder
+
+
+def test_without_a_main_reference_the_last_snapshot_counts(home: Path) -> None:
+    assert hub.snapshot("Qwen/Qwen3-8B") is None
+    old = cache(home, "Qwen/Qwen3-8B", "config.json", revision="old", main=False)
+    new = cache(home, "Qwen/Qwen3-8B", "config.json", revision="new", main=False)
+    os.utime(old, (1, 1))
+    assert hub.snapshot("Qwen/Qwen3-8B") == new

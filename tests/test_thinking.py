@@ -1,0 +1,446 @@
+"""The effective mode, and the machine that enforces budgets and limits, token by token."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from byte_tokenizer import ByteTokenizer
+
+from qwen3cli.engine import Sampling
+from qwen3cli.errors import FormatError
+from qwen3cli.prompt import Generation, Message
+from qwen3cli.thinking import (
+    ANSWER_RESERVE,
+    LEADING_BLANKS,
+    STOP_TEXT,
+    Part,
+    ThinkingControl,
+    ThinkTokens,
+    default_sampling,
+    effective_thinking,
+)
+
+TOKENIZER = ByteTokenizer()
+THINK, CLOSE = TOKENIZER.added["<think>"], TOKENIZER.added["</think>"]
+END = TOKENIZER.added["<|im_end|>"]
+GAP = TOKENIZER.piece("\n\n")
+TOKENS = ThinkTokens.of(TOKENIZER, {"tokenizer.ggml.eos_token_id": END})
+ROOM = 100_000
+
+
+# ---- a scripted model -----------------------------------------------------
+
+
+@dataclass
+class Ran:
+    """What a scripted model did under the control."""
+
+    control: ThinkingControl
+    sequence: list[int] = field(default_factory=list)  # what the session holds after the prompt
+    inserted: list[int] = field(default_factory=list)
+    sampled: int = 0
+    thoughts: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def stops(self) -> tuple[str, str]:
+        return self.control.thinking_stop, self.control.answer_stop
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        c = self.control
+        return c.thinking_tokens, c.inserted_tokens, c.answer_tokens
+
+
+def run(control: ThinkingControl, thinking: Sequence[int], answer: Sequence[int]) -> Ran:
+    """Samples from thinking, and from answer once </think> is in the sequence."""
+    ran = Ran(control)
+    scripts: dict[bool, Iterator[int]] = {False: iter(thinking), True: iter(answer)}
+    while not control.done:
+        if forced := control.take_forced():
+            ran.inserted += forced
+            ran.sequence += forced
+            continue
+        token = next(scripts[CLOSE in ran.sequence])
+        ran.sampled += 1
+        part = control.accept(token)
+        if part is not Part.END:
+            ran.sequence.append(token)
+        if part is Part.THOUGHT:
+            ran.thoughts.append(token)
+        if part is Part.ANSWER:
+            ran.answer.append(token)
+    return ran
+
+
+def control(
+    thinking: bool = True,
+    budget: int | None = None,
+    max_tokens: int | None = None,
+    prefilled: bool = False,
+    room: int = ROOM,
+) -> ThinkingControl:
+    return ThinkingControl(
+        TOKENS,
+        thinking=thinking,
+        budget=budget,
+        max_tokens=max_tokens,
+        prefilled=prefilled,
+        room=room,
+    )
+
+
+def script(thoughts: int, prefilled: bool) -> list[int]:
+    """A model's own opening, so many thought tokens, its </think>."""
+    return ([] if prefilled else [THINK]) + [ord("t")] * thoughts + [CLOSE]
+
+
+ANSWER = [*TOKENIZER.encode("60"), END]
+
+
+# ---- the stop text --------------------------------------------------------
+
+
+def test_the_stop_text_is_the_trained_one_with_the_real_close_token() -> None:
+    before, after = f"\n\n{STOP_TEXT}\n", "\n\n"
+    assert list(TOKENS.stop_text) == [
+        *TOKENIZER.encode(before), CLOSE, *TOKENIZER.encode(after)
+    ]  # fmt: skip
+    assert TOKENIZER.decode(TOKENS.stop_text) == (
+        "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+        "thinking directly now.\n</think>\n\n"
+    )
+
+
+def test_every_token_that_ends_a_reply_is_known() -> None:
+    tokens = ThinkTokens.of(TOKENIZER, {"tokenizer.ggml.eos_token_id": 7})
+    assert tokens.end == {7, END, TOKENIZER.added["<|endoftext|>"]}
+
+
+@pytest.mark.parametrize("missing", ["<think>", "</think>", "<|im_end|>"])
+def test_a_vocabulary_without_the_tokens_is_named(missing: str) -> None:
+    tokenizer = ByteTokenizer()
+    del tokenizer.added[missing]
+    with pytest.raises(FormatError, match="<"):
+        ThinkTokens.of(tokenizer, {})
+
+
+# ---- budgets --------------------------------------------------------------
+
+NATURAL = 40
+
+
+@pytest.mark.parametrize("prefilled", [False, True], ids=["generated", "prefilled"])
+@pytest.mark.parametrize("budget", [0, 1, 2, NATURAL - 1, NATURAL, NATURAL + 1, 10_000, None])
+def test_budget_matrix(budget: int | None, prefilled: bool) -> None:
+    ran = run(control(budget=budget, prefilled=prefilled), script(NATURAL, prefilled), ANSWER)
+    cut = budget is not None and budget <= NATURAL  # a spent budget is not looked beyond
+    assert ran.stops == ("budget" if cut else "natural", "end")
+    assert ran.counts == (budget if cut else NATURAL, len(TOKENS.stop_text) if cut else 0, 2)
+    assert ran.inserted == (list(TOKENS.stop_text) if cut else [])
+    assert ran.answer == ANSWER[:-1]
+    # exactly: the opening, the counted tokens, what closes them, the answer; nothing dropped
+    opening = [] if prefilled else [THINK]
+    closing = list(TOKENS.stop_text) if cut else [CLOSE]
+    counted = [ord("t")] * (budget if cut and budget is not None else NATURAL)
+    assert ran.sequence == opening + counted + closing + ANSWER[:-1]
+    assert ran.sampled == len(opening) + len(counted) + (not cut) + len(ANSWER)
+
+
+def test_the_newline_after_think_counts_only_when_generated() -> None:
+    thoughts = [ord("\n"), ord("a"), ord("b"), ord("c")]
+    generated = run(control(budget=3), [THINK, *thoughts], ANSWER)
+    prefilled = run(control(budget=3, prefilled=True), thoughts[1:], ANSWER)
+    assert generated.thoughts == thoughts[:3]
+    assert prefilled.thoughts == thoughts[1:]
+
+
+def test_a_budget_of_zero_with_prefilled_think_samples_no_thought() -> None:
+    ran = run(control(budget=0, prefilled=True), [], ANSWER)
+    assert ran.sequence == [*TOKENS.stop_text, *ANSWER[:-1]]
+    assert ran.stops == ("budget", "end")
+
+
+@pytest.mark.parametrize("budget", [None, 0, 1, 5])
+def test_without_thinking_a_budget_means_nothing(budget: int | None) -> None:
+    ran = run(control(thinking=False, budget=budget), ANSWER, [])
+    assert ran.counts == (0, 0, 2)
+    assert ran.stops == ("off", "end")
+    assert ran.control.budget == budget
+
+
+def test_spelled_out_tags_switch_nothing() -> None:
+    spelled = TOKENIZER.encode("a </think> b <think> c <|im_end|>")
+    ran = run(control(), [THINK, *spelled, CLOSE], [*spelled, END])
+    assert (ran.thoughts, ran.answer) == (spelled, spelled)
+    assert ran.stops == ("natural", "end")
+
+
+def test_tags_in_the_answer_are_answer() -> None:
+    answer = [ord("a"), THINK, ord("b"), CLOSE, ord("c")]
+    ran = run(control(budget=1), [THINK, ord("t"), ord("t")], [*answer, END])
+    assert ran.answer == answer
+    ran = run(control(thinking=False), [*answer[:3], END], [])
+    assert ran.answer == answer[:3]
+
+
+def test_think_among_the_thoughts_is_a_thought() -> None:
+    ran = run(control(), [THINK, ord("a"), THINK, ord("b"), CLOSE], ANSWER)
+    assert ran.thoughts == [ord("a"), THINK, ord("b")]
+
+
+# ---- how thinking begins and ends -----------------------------------------
+
+
+def test_a_model_that_does_not_think_simply_answers() -> None:
+    ran = run(control(budget=5), ANSWER, [])
+    assert ran.counts == (0, 0, 2)
+    assert ran.stops == ("off", "end")
+
+
+def test_white_space_may_come_before_think() -> None:
+    blanks = [ord("\n"), ord(" ")]
+    ran = run(control(), [*blanks, *script(3, False)], ANSWER)
+    assert ran.counts == (3, 0, 2)
+    assert ran.stops == ("natural", "end")
+
+
+def test_white_space_without_end_is_an_answer() -> None:
+    ran = run(control(max_tokens=5), [ord("\n")] * 1000, [])
+    assert ran.sampled == LEADING_BLANKS + 5
+    assert ran.stops == ("off", "limit")
+
+
+def test_an_end_token_among_the_thoughts_still_gets_an_answer() -> None:
+    ran = run(control(), [THINK, ord("t"), END], ANSWER)
+    assert ran.inserted == list(TOKENS.closing)
+    assert TOKENIZER.decode(ran.inserted) == "\n</think>\n\n"
+    assert ran.sequence == [THINK, ord("t"), *TOKENS.closing, *ANSWER[:-1]]
+    assert ran.counts == (1, 4, 2)
+    assert ran.stops == ("natural", "end")
+
+
+def test_one_newline_token_after_the_thoughts_is_structure() -> None:
+    ran = run(control(max_tokens=2), script(3, False), [GAP, *ANSWER])
+    assert ran.answer == ANSWER[:-1]
+    ran = run(control(), script(3, False), [GAP, GAP, *ANSWER])
+    assert ran.answer == [GAP, *ANSWER[:-1]]
+    ran = run(control(budget=1), script(3, False), [GAP, *ANSWER])  # the stop text has its own
+    assert ran.answer == [GAP, *ANSWER[:-1]]
+
+
+def test_an_end_token_at_once_is_an_empty_answer() -> None:
+    for thinking in (True, False):
+        ran = run(control(thinking=thinking), [END], [])
+        assert ran.counts == (0, 0, 0)
+        assert ran.stops == ("off", "end")
+
+
+# ---- limits ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5, None])
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_max_tokens_limits_the_answer_alone(limit: int, budget: int | None) -> None:
+    ran = run(
+        control(budget=budget, max_tokens=limit, prefilled=True), script(20, True), [ord("a")] * 99
+    )
+    assert ran.answer == [ord("a")] * limit
+    assert ran.stops == ("natural" if budget is None else "budget", "limit")
+
+
+def test_thinking_leaves_the_answer_its_reserve() -> None:
+    room, stop = 2000, len(TOKENS.stop_text)
+    ran = run(control(room=room), [THINK, *[ord("t")] * room], [ord("a")] * room)
+    assert ran.stops == ("limit", "limit")
+    assert ran.inserted == list(TOKENS.stop_text)
+    assert ran.counts == (room - 1 - stop - ANSWER_RESERVE, stop, ANSWER_RESERVE)
+    assert len(ran.sequence) == room
+
+
+def test_the_reserve_is_max_tokens_and_at_most_a_quarter_of_the_room() -> None:
+    endless = [THINK, *[ord("t")] * ROOM]
+    ran = run(control(room=2000, max_tokens=50), endless, [ord("a")] * 99)
+    assert ran.counts == (2000 - 1 - len(TOKENS.stop_text) - 50, len(TOKENS.stop_text), 50)
+    ran = run(control(room=400, max_tokens=5000), endless, [ord("a")] * 999)
+    assert ran.counts == (400 - 1 - len(TOKENS.stop_text) - 100, len(TOKENS.stop_text), 100)
+
+
+@pytest.mark.parametrize("prefilled", [False, True])
+def test_every_small_room_ends_within_the_context(prefilled: bool) -> None:
+    for room in range(2 * len(TOKENS.stop_text)):
+        endless = [*script(0, prefilled)[:-1], *[ord("t")] * 999]
+        ran = run(control(room=room, prefilled=prefilled), endless, [ord("a")] * 999)
+        assert len(ran.sequence) <= room
+        assert ran.control.answer_stop == "limit"
+        if room > len(TOKENS.closing) + 1:
+            assert ran.answer, f"no answer in a room of {room}"
+        assert ran.inserted in ([], list(TOKENS.closing), list(TOKENS.stop_text))
+
+
+def test_a_full_context_ends_the_answer() -> None:
+    ran = run(control(thinking=False, room=10), [ord("a")] * 99, [])
+    assert (ran.answer, ran.control.answer_stop) == ([ord("a")] * 10, "limit")
+
+
+# ---- the user, and stop strings -------------------------------------------
+
+
+def test_an_interrupt_names_the_phase() -> None:
+    thinking = control()
+    thinking.accept(THINK)
+    thinking.accept(ord("t"))
+    thinking.interrupt()
+    assert thinking.done
+    assert (thinking.thinking_stop, thinking.answer_stop) == ("user", "user")
+
+    answering = control()
+    for token in (THINK, ord("t"), CLOSE, ord("a")):
+        answering.accept(token)
+    answering.interrupt()
+    assert (answering.thinking_stop, answering.answer_stop) == ("natural", "user")
+
+    off = control(thinking=False)
+    off.interrupt()
+    assert (off.thinking_stop, off.answer_stop) == ("off", "user")
+
+
+def test_an_interrupt_before_the_stop_text_inserts_nothing() -> None:
+    cut = control(budget=1, prefilled=True)
+    cut.accept(ord("t"))
+    cut.interrupt()
+    assert not cut.take_forced()
+    assert cut.inserted_tokens == 0
+
+
+def test_an_interrupt_after_the_end_changes_nothing() -> None:
+    ran = run(control(thinking=False), ANSWER, [])
+    ran.control.interrupt()
+    assert ran.stops == ("off", "end")
+
+
+def test_a_stop_string_is_named() -> None:
+    stopped = control(thinking=False)
+    stopped.accept(ord("a"))
+    stopped.stop()
+    assert stopped.done
+    assert stopped.answer_stop == "stop"
+
+
+# ---- any model, any limits ------------------------------------------------
+
+
+def test_no_model_escapes_its_limits() -> None:
+    r = random.Random(5)
+    kinds = [ord("a")] * 12 + [ord("\n"), GAP, THINK, CLOSE, END]
+    for _ in range(3000):
+        budget = r.choice([None, 0, 1, 2, 7, 30])
+        limit = r.choice([None, 1, 5, 50])
+        room = r.choice([1, 20, 200, 2000])
+        prefilled = r.random() < 0.5
+        thinking = r.random() < 0.8
+        endless = [r.choice(kinds) for _ in range(4000)]
+        opened = [THINK, *endless] if r.random() < 0.7 else endless
+        machine = control(thinking, budget, limit, prefilled, room)
+        ran = run(machine, opened, opened)
+        assert len(ran.sequence) <= room
+        assert len(ran.thoughts) == machine.thinking_tokens
+        assert len(ran.answer) == machine.answer_tokens
+        assert len(ran.inserted) == machine.inserted_tokens
+        if limit is not None:
+            assert machine.answer_tokens <= limit
+        if not thinking:
+            assert (machine.thinking_tokens, machine.thinking_stop) == (0, "off")
+            assert not ran.inserted
+        elif budget is not None:
+            assert machine.thinking_tokens <= budget
+        if machine.thinking_stop == "budget":
+            assert machine.thinking_tokens == budget
+            if room > 200:
+                assert ran.inserted == list(TOKENS.stop_text)
+        # one token that is not appended at most, and each other one belongs somewhere
+        assert ran.sampled + len(ran.inserted) - len(ran.sequence) <= 2
+
+
+# ---- the mode -------------------------------------------------------------
+
+
+def user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking"),
+    [
+        ("2 + 2?", True),
+        ("2 + 2? /no_think", False),
+        ("/no_think 2 + 2?", False),
+        ("2 + 2?/no_think", False),
+        ("Sum it up. /no_think.", False),
+        ("Sum it up./no_think", False),
+        ("(/no_think)", False),
+        ("`/no_think`", False),
+        ("first\n/no_think\n", False),
+        ("짧게 답해줘/no_think", False),
+        ("/no_think로 답해줘", False),
+        ("请回答/no_think", False),
+        ("请回答。/no_think", False),
+        ("/no_think then /think", True),
+        ("/think then /no_think", False),
+        ("/no_think\u3000/think", True),
+        # not words of their own
+        ("see /no_think/x", True),
+        ("see a/no_think", True),
+        ("see ./no_think and ../no_think", True),
+        ("see https://no_think.org/no_think", True),
+        ("see https://host/no_think?x=1", True),
+        ("see /no_think.html", True),
+        ("/no_thinking", True),
+        ("/no_think-tank", True),
+        ("//no_think", True),
+        ("C:\\no_think", True),
+        ("/no_think </think>", False),
+        ("/no_think <think> </think>", False),
+        ("путь/no_think", True),
+        ("/NO_THINK", True),
+    ],
+)
+def test_soft_switches_are_words(text: str, thinking: bool) -> None:
+    assert effective_thinking(user(text), None, None, Generation.HYBRID) is thinking
+    assert effective_thinking(user(text), True, 64, Generation.HYBRID) is thinking
+
+
+def test_the_last_message_with_a_switch_wins() -> None:
+    messages: list[Message] = [
+        {"role": "system", "content": "Be brief. /no_think"},
+        {"role": "user", "content": "hello"},
+    ]
+    mode = lambda: effective_thinking(messages, None, None, Generation.HYBRID)  # noqa: E731
+    assert mode() is False
+    messages += [{"role": "assistant", "content": "/think"}, {"role": "tool", "content": "/think"}]
+    assert mode() is False  # only users and system prompts switch
+    messages += [{"role": "user", "content": "now /think"}]
+    assert mode() is True
+    messages += [{"role": "assistant", "content": None}, {"role": "user", "content": "more"}]
+    assert mode() is True
+
+
+def test_hard_switches_and_generations() -> None:
+    def mode(text: str, switch: bool | None, budget: int | None, generation: Generation) -> bool:
+        return effective_thinking(user(text), switch, budget, generation)
+
+    assert not mode("/think", False, None, Generation.HYBRID)
+    assert not mode("/think", None, 0, Generation.HYBRID)
+    assert not mode("/think", True, 0, Generation.HYBRID)
+    for switch in (None, True, False):
+        for budget in (None, 0, 5):
+            assert mode("/no_think", switch, budget, Generation.THINKING)
+            assert not mode("/think", switch, budget, Generation.INSTRUCT)
+
+
+def test_sampling_follows_the_mode() -> None:
+    assert default_sampling(True) == Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0)
+    assert default_sampling(False) == Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0)
