@@ -326,6 +326,15 @@ NB_MODULE(_native, m) {
         .def("token_kind",
              [](const Tokenizer &t, int32_t id) { return qwen3_token_kind(t.tokenizer, id); },
              "token"_a)
+        .def("added",
+             [](const Tokenizer &t) {
+                 nb::dict out;
+                 int32_t n = (int32_t)qwen3_tokenizer_n_tokens(t.tokenizer);
+                 for (int32_t id = 0; id < n; id++)
+                     if (qwen3_token_kind(t.tokenizer, id))
+                         out[to_text(qwen3_token_bytes(t.tokenizer, id))] = id;
+                 return out;
+             })
         .def("join", &Tokenizer::join, "tokens"_a, "skip_control"_a = false);
 
     nb::class_<Session>(m, "Session")

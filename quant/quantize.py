@@ -33,7 +33,7 @@ from .output import replacing
 from .safetensors import Weights
 from .vocab import add_tokenizer
 
-_CHUNK_WEIGHTS = 1 << 20  # 4 MB as float32
+_CHUNK_WEIGHTS = 1 << 18  # 1 MB as float32
 _ALIGNMENT = 32
 # The largest magnitude a type can hold; the others have f16 scales.
 _LARGEST = {"F32": 3.4028234e38, "BF16": 3.38e38}

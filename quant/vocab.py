@@ -47,7 +47,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, directory: Path, n_vocab: int) -> Non
     special = _SpecialTokens(directory, tokens)
     eos = special.find("eos")
     if eos is None:
-        raise FormatError(f"{directory}: neither tokenizer_config.json nor config.json name an eos")
+        raise FormatError(
+            f"{directory}: no eos_token in tokenizer_config.json, no eos_token_id in config.json"
+        )
     writer.add_eos_token_id(eos)
     if (pad := special.find("pad")) is not None:
         writer.add_pad_token_id(pad)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from qwen3cli import __version__
-from qwen3cli.errors import INTERRUPTED, Qwen3Error, UsageError
+from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import ModelName, Options, Threads, shared
 from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
 
@@ -32,35 +32,37 @@ def main() -> NoReturn:
 
 
 def _main() -> int:
-    wrong_usage: Any = typer.BadParameter.__base__  # click.UsageError, wherever Typer keeps it
     terminal = Terminal()
     try:
         try:
             return app(standalone_mode=False, prog_name="qwen3", obj=terminal) or 0
-        except Qwen3Error as error:
-            terminal.note(f"qwen3: {error}")
-            return error.exit_code
-        except wrong_usage as error:
-            path = error.ctx.command_path if error.ctx else "qwen3"
-            terminal.note(f"qwen3: {error.format_message()} (see {path} -h)")
-            return UsageError.exit_code
-        except OSError as error:
-            name = f"{error.filename}: " if error.filename else ""
-            terminal.note(f"qwen3: {name}{reason(error)}")
-            return 1
         except (KeyboardInterrupt, typer.Abort):
             return INTERRUPTED
-        except MemoryError:
-            terminal.note("qwen3: out of memory")
-            return 4
+        except OutputClosed:
+            raise
         except Exception as error:
-            if os.environ.get("QWEN3_TRACEBACK"):
-                raise
-            kind = type(error).__name__
-            terminal.note(f"qwen3: internal error: {kind}: {error} (QWEN3_TRACEBACK=1 shows where)")
-            return 1
-    except OutputClosed:
+            text, code = _explained(error)
+            terminal.note(f"qwen3: {text}")
+            return code
+    except OutputClosed:  # noticed by the command, or by the note about its error
         return CLOSED_OUTPUT
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to tell about an error, and the exit code. QWEN3_TRACEBACK raises it instead."""
+    wrong_usage: Any = typer.BadParameter.__base__  # click.UsageError, wherever Typer keeps it
+    if isinstance(error, Qwen3Error):
+        return str(error), error.exit_code
+    if isinstance(error, wrong_usage):
+        command = error.ctx.command_path if error.ctx else "qwen3"
+        return f"{error.format_message()} (see {command} -h)", UsageError.exit_code
+    if os.environ.get("QWEN3_TRACEBACK"):
+        raise error
+    if isinstance(error, MemoryError):
+        return "out of memory", DoesNotFit.exit_code
+    if isinstance(error, OSError):
+        return f"{error.filename or 'error'}: {reason(error)}", Qwen3Error.exit_code
+    return f"internal error: {type(error).__name__}: {error}", Qwen3Error.exit_code
 
 
 def _version(wanted: bool) -> None:

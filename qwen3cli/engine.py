@@ -19,6 +19,7 @@ import codecs
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,10 @@ class Tokenizer:
         """The bytes of one token, possibly a part of a character."""
         return self._native.token_bytes(token)
 
-    def token_id(self, text: str) -> int | None:
-        """The id of an added token by its text, None if the vocabulary lacks it."""
-        return self.added.get(text)
-
-    @property
+    @cached_property
     def added(self) -> dict[str, int]:
-        """The added tokens by text."""
-        if not hasattr(self, "_added"):
-            kinds = ((i, self._native.token_kind(i)) for i in range(len(self)))
-            self._added = {self._native.token_bytes(i).decode(): i for i, kind in kinds if kind}
-        return self._added
+        """The added tokens, such as <think> and <|im_end|>, by text."""
+        return self._native.added()
 
     def is_control(self, token: int) -> bool:
         return self._native.token_kind(token) == 2

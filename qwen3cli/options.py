@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -12,24 +11,23 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
-    return value
+def _within(low: float, high: float) -> Callable[[float | None], float | None]:
+    """A check that says what is wrong; NaN is in no range."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not low <= value <= high:
+            raise typer.BadParameter(f"{value} is not in the range from {low:g} to {high:g}.")
+        return value
+
+    return check
 
 
-def _seed(value: int | None) -> int | None:
-    if value is not None and not 0 <= value < 2**64:
-        raise typer.BadParameter(f"{value} is not a number of 64 bits.")
-    return value
+def _flag(name: str, help: str, metavar: str | None = "N", **more: Any) -> Any:
+    return typer.Option(name, help=help, metavar=metavar, show_default=False, **more)
 
 
-def _flag(name: str, help: str, metavar: str | None = "N", **bounds: Any) -> Any:
-    return typer.Option(name, help=help, metavar=metavar, show_default=False, **bounds)
-
-
-def _number(name: str, help: str, **bounds: Any) -> Any:
-    return _flag(name, help, "F", callback=_finite, **bounds)
+def _number(name: str, help: str, low: float, high: float) -> Any:
+    return _flag(name, help, "F", callback=_within(low, high))
 
 
 ModelName = Annotated[
@@ -52,23 +50,23 @@ class Options:
     max_tokens: Annotated[
         int | None, _flag("--max-tokens", "Most tokens of the answer.", min=1)
     ] = None
-    temp: Annotated[float | None, _number("--temp", "Temperature (0: greedy).", min=0)] = None
+    temp: Annotated[float | None, _number("--temp", "Temperature (0: greedy).", 0, 100)] = None
     top_k: Annotated[int | None, _flag("--top-k", "Draw from the N best (0: all).", min=0)] = None
     top_p: Annotated[
-        float | None, _number("--top-p", "Draw from the best that hold this share.", min=0, max=1)
+        float | None, _number("--top-p", "Draw from the best that hold this share.", 1e-6, 1)
     ] = None
     min_p: Annotated[
-        float | None, _number("--min-p", "Leave out below this share of the best.", min=0, max=1)
+        float | None, _number("--min-p", "Leave out below this share of the best.", 0, 1)
     ] = None
     presence_penalty: Annotated[
-        float | None, _number("--presence-penalty", "Against what the answer holds (0: off).")
+        float | None, _number("--presence-penalty", "Against what was generated (0: off).", -100, 100)
     ] = None
     repetition_penalty: Annotated[
         float | None,
-        _number("--repetition-penalty", "Against what the context holds (1: off).", min=0.01),
+        _number("--repetition-penalty", "Against what the context holds (1: off).", 0.01, 100),
     ] = None
     seed: Annotated[
-        int | None, _flag("--seed", "The same seed, the same text.", callback=_seed)
+        int | None, _flag("--seed", "The same seed, the same text.", callback=_within(0, 2**64 - 1))
     ] = None
     stop: Annotated[
         list[str] | None, _flag("--stop", "End the answer before TEXT; may be repeated.", "TEXT")

@@ -131,7 +131,8 @@ def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
                 interrupt()
         os.close(read)
 
-    Thread(target=watch, daemon=True).start()
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
     handler = signal.signal(signal.SIGINT, lambda *_: None)
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
@@ -140,3 +141,4 @@ def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGINT, handler)
         os.close(write)
+        watcher.join()

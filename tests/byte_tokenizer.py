@@ -10,7 +10,7 @@ ADDED = """
 <|image_pad|> <|video_pad|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|>
 <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> <tool_response> </tool_response> <think>
 </think>
-""".split()  # fmt: skip
+""".split()  # noqa: SIM905
 
 PIECES = 2000  # ids from here on stand for whole texts, see ByteTokenizer.piece
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -70,8 +72,19 @@ def write_raw(path: Path, header: object, data: bytes = b"") -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def tensors_of(config: dict[str, Any], seed: int = 0) -> Tensors:
-    """Random weights, exact in bf16, under the names of the releases."""
+def write_hollow(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """BF16 zeros as a hole in the file: large for the reader, nothing on the disk."""
+    header, size = {}, 0
+    for name, shape in shapes.items():
+        end = size + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [size, end]}
+        size = end
+    write_raw(path, header)
+    os.truncate(path, path.stat().st_size + size)
+
+
+def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint, under the names of the releases."""
     hidden, ff = config["hidden_size"], config["intermediate_size"]
     head = config["head_dim"]
     q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
@@ -100,9 +113,14 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> Tensors:
             layer[f"{mlp}.gate_proj"] = layer[f"{mlp}.up_proj"] = (ff, hidden)
             layer[f"{mlp}.down_proj"] = (hidden, ff)
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def tensors_of(config: dict[str, Any], seed: int = 0) -> Tensors:
+    """Random weights, exact in bf16."""
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in shapes.items():
+    for name, shape in shapes_of(config).items():
         values = rng.standard_normal(shape, dtype=np.float32)
         tensors[name] = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
     return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +38,23 @@ WRITTEN = [t for t in BLOCKS if t not in READ_ONLY]
 PLAIN = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]  # no search: the same bits as other writers
 SEARCHED = [t for t in WRITTEN if t not in PLAIN]
 
-# Relative RMSE of other writers of the format on gaussian values (ggml 0.25). Ours is no worse.
+# Relative RMSE on gaussian(). ggml 0.25 has 0.0718, 0.0362, 0.0179, 0.0762 and 0.0768 for the
+# searched types, from Q4_K to IQ4_XS below, and the same as ours for the plain ones.
 RMSE = {
     "Q8_0": 0.0054,
-    "Q4_0": 0.0865,
-    "Q4_1": 0.0787,
-    "Q5_0": 0.0432,
-    "Q5_1": 0.0381,
-    "IQ4_NL": 0.0762,
-    "Q4_K": 0.0715,
-    "Q5_K": 0.0362,
-    "Q6_K": 0.0178,
-    "IQ4_XS": 0.0768,
+    "Q4_0": 0.0862,
+    "Q4_1": 0.0784,
+    "Q5_0": 0.0429,
+    "Q5_1": 0.0380,
+    "Q4_K": 0.0710,
+    "Q5_K": 0.0347,
+    "Q6_K": 0.0169,
+    "IQ4_NL": 0.0740,
+    "IQ4_XS": 0.0746,
 }
 
 Floats = NDArray[np.float32]
+Values = Callable[[], Floats]
 
 
 def gguf_type(name: str) -> GGMLQuantizationType:
@@ -85,15 +88,32 @@ def relative_rmse(x: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
     return float(np.sqrt(error.sum() / (x.astype(np.float64) ** 2 * weights).sum()))
 
 
-def gaussian(rows: int = 128, columns: int = 1024) -> Floats:
-    return np.random.default_rng(1).normal(0, 0.02, (rows, columns)).astype(np.float32)
+def gaussian(rows: int = 96, columns: int = 1024) -> Floats:
+    return np.asarray(np.random.default_rng(1).normal(0, 0.02, (rows, columns)), np.float32)
 
 
-def heavy_tailed(rows: int = 128, columns: int = 1024) -> Floats:
-    return (np.random.default_rng(2).standard_t(3, (rows, columns)) * 0.02).astype(np.float32)
+def heavy_tailed(rows: int = 96, columns: int = 1024) -> Floats:
+    x = np.random.default_rng(2).standard_t(3, (rows, columns)) * 0.02
+    return np.asarray(x, np.float32)
 
 
-def nano_weights(rows: int = 256) -> Floats:
+def steps() -> Floats:
+    """Values between the levels: ties everywhere."""
+    return np.asarray(np.random.default_rng(5).integers(-16, 17, (64, 256)) / 8, np.float32)
+
+
+def half_zeros() -> Floats:
+    x = gaussian(64, 256)
+    x[::2] = 0
+    x[:, ::3] = 0
+    return x
+
+
+def importances(n: int, shape: float = 0.5) -> Floats:
+    return np.asarray(np.random.default_rng(6).standard_gamma(shape, n), np.float32)
+
+
+def nano_weights(rows: int = 96) -> Floats:
     """The first large matrix of the trained checkpoint, as rows of 1024."""
     raw = NANO.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
@@ -172,17 +192,9 @@ def test_floats_round_to_the_nearest(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("values", ["gaussian", "heavy", "nano", "steps", "zeros", "mixed"])
-def test_plain_types_have_the_bits_of_the_gguf_package(name: str, values: str) -> None:
-    rng = np.random.default_rng(5)
-    x = {
-        "gaussian": gaussian,
-        "heavy": heavy_tailed,
-        "nano": nano_weights,
-        "steps": lambda: rng.integers(-16, 17, (64, 256)) / np.float32(8),  # ties everywhere
-        "zeros": lambda: np.zeros((2, 256)),
-        "mixed": lambda: gaussian(64, 256) * rng.integers(0, 2, (64, 256)),
-    }[values]().astype(np.float32)
+@pytest.mark.parametrize("values", [gaussian, heavy_tailed, nano_weights, steps, half_zeros])
+def test_plain_types_have_the_bits_of_the_gguf_package(name: str, values: Values) -> None:
+    x = values()
     np.testing.assert_array_equal(_native.quantize(name, x), gguf_quantize(x, gguf_type(name)))
 
 
@@ -195,7 +207,7 @@ def test_error_is_no_worse_than_other_writers(name: str) -> None:
 @pytest.mark.parametrize("name", WRITTEN)
 def test_importances_lower_the_error_where_they_say(name: str) -> None:
     x = nano_weights(64)
-    weights = np.random.default_rng(6).gamma(0.3, 1, x.shape[1]).astype(np.float32)
+    weights = importances(x.shape[1], 0.3)
     without = relative_rmse(x, round_trip(name, x), weights)
     with_them = relative_rmse(x, round_trip(name, x, weights), weights)
     if name == "Q8_0":
@@ -222,7 +234,7 @@ def test_finds_values_that_a_block_can_hold(name: str) -> None:
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_special_values(name: str, weighted: bool) -> None:
-    weights = np.random.default_rng(8).random(256).astype(np.float32) if weighted else None
+    weights = importances(256) if weighted else None
     sign = np.where(np.arange(256) % 2, 1, -1)
     spike = np.zeros(256)
     spike[77] = -3
@@ -275,11 +287,21 @@ def test_values_beyond_the_scales_are_refused(name: str) -> None:
         _native.quantize(name, x)
 
 
+def test_wide_types_take_what_they_hold() -> None:
+    largest = float(np.finfo(np.float32).max)
+    x = np.full((1, 2), largest, np.float32)
+    assert round_trip("F32", x).tolist() == x.tolist()
+    with pytest.raises(_native.NativeError, match="BF16"):  # would round to infinity
+        _native.quantize("BF16", x)
+    x = np.full((1, 2), 2.0**127 * (2 - 2**-7), np.float32)
+    assert round_trip("BF16", x).tolist() == x.tolist()
+
+
 @pytest.mark.parametrize("bad", [-1, np.nan, np.inf])
 def test_importances_must_be_numbers(bad: float) -> None:
     weights = np.ones(256, np.float32)
     weights[3] = bad
-    with pytest.raises(_native.NativeError, match="importance .* index 3") as caught:
+    with pytest.raises(_native.NativeError, match=r"importance .* index 3") as caught:
         _native.quantize("Q4_K", gaussian(1, 256), weights)
     assert caught.value.args[0] == "arg"
 
@@ -316,14 +338,13 @@ def test_unknown_type() -> None:
 @pytest.mark.parametrize("name", SEARCHED)
 @pytest.mark.parametrize("values", [gaussian, heavy_tailed, nano_weights])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_error_against_ggml(name: str, values: object, weighted: bool) -> None:
+def test_error_against_ggml(name: str, values: Values, weighted: bool) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     library = next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))
     chunk = ctypes.CDLL(str(library)).ggml_quantize_chunk
     chunk.restype = ctypes.c_size_t
-    assert callable(values)
-    x: Floats = np.ascontiguousarray(values())
-    weights = np.random.default_rng(9).gamma(0.5, 1, x.shape[1]).astype(np.float32)
+    x = values()
+    weights = importances(x.shape[1])
     theirs = np.zeros((x.shape[0], _native.type_bytes(name, x.shape[1])), np.uint8)
     chunk(
         ctypes.c_int(gguf_type(name).value),
@@ -334,5 +355,5 @@ def test_error_against_ggml(name: str, values: object, weighted: bool) -> None:
     )
     y = round_trip(name, x, weights if weighted else None)
     metric = weights if weighted else 1.0
-    their_error = relative_rmse(x, decoded(name, theirs.reshape(-1, BLOCKS[name][1])).reshape(x.shape), metric)
-    assert relative_rmse(x, y, metric) <= their_error
+    their_y = _native.dequantize(name, theirs.reshape(-1), x.size).reshape(x.shape)
+    assert relative_rmse(x, y, metric) <= relative_rmse(x, their_y, metric)

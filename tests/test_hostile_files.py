@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType
 from gguf_tiny import Image, Tensor, tiny_model
-from quant.quantize import quantize
 
+from quant.quantize import quantize
 from qwen3cli.engine import Model, ModelFile
 from qwen3cli.errors import FormatError, ModelNotFound, Qwen3Error
 
@@ -326,9 +326,7 @@ def test_a_tensor_of_another_shape(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "text"), [(16, "IQ2_XXS"), (9, "Q8_1"), (4, "4"), (31, "31"), (999, "999")]
 )
-def test_a_tensor_of_a_type_we_do_not_run(
-    name: str, kind: int, text: str, tmp_path: Path
-) -> None:
+def test_a_tensor_of_a_type_we_do_not_run(name: str, kind: int, text: str, tmp_path: Path) -> None:
     image = tiny_model()
     image.tensor(name).type = kind
     refused(image, tmp_path, name, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from gguf_tiny import WEIGHT_TYPES, decoded, tiny_model
 from numpy.typing import NDArray
-from quant.quantize import quantize
 
+from quant.quantize import quantize
 from qwen3cli.engine import Model, Session, backends
 
 DATA = Path(__file__).parent / "data"
@@ -59,11 +59,11 @@ def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
     return cached
 
 
-def logits_of_all(session: Session, ids: list[int]) -> Logits:
-    """The logits of every position, by syncing one prefix after the other."""
+def logits_at(session: Session, ids: list[int], positions: Iterable[int]) -> Logits:
+    """The logits of some positions, by syncing longer and longer prefixes."""
     rows = []
-    for n in range(1, len(ids) + 1):
-        session.sync(ids[:n])
+    for position in positions:
+        session.sync(ids[: position + 1])
         rows.append(session.logits())
     return np.array(rows)
 
@@ -80,6 +80,13 @@ def kl_divergence(reference: Logits, ours: Logits) -> NDArray[np.float64]:
     return (np.exp(p) * (p - q)).sum(-1)
 
 
+def mean_kl_divergence(session: Session, name: str) -> float:
+    rows = [
+        kl_divergence(r.logits, logits_at(session, r.ids, r.positions)) for r in references(name)
+    ]
+    return float(np.concatenate(rows).mean())
+
+
 # ---- against the reference -------------------------------------------------
 
 
@@ -93,99 +100,105 @@ def test_f32_weights_give_the_reference_logits(
     assert model.isa == isa
     session = model.session()
     for reference in references(name):
-        ours = logits_of_all(session, reference.ids)
-        assert ours.shape[1] == reference.logits.shape[1], "padding rows included"
-        assert np.abs(ours[reference.positions] - reference.logits).max() <= 2e-4
+        ours = logits_at(session, reference.ids, reference.positions)
+        assert ours.shape == reference.logits.shape, "padding rows included"
+        assert np.abs(ours - reference.logits).max() <= 2e-4
 
 
-@pytest.mark.parametrize("isa", backends())
+@pytest.mark.parametrize("recipe", ["BF16", "F16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_16_bit_weights_give_the_reference_logits(name: str, recipe: str, convert: Convert) -> None:
+    """The checkpoints are bf16, which both hold exactly but for the smallest values in F16."""
+    session = Model(convert(name, recipe)).session(kv="f32")
+    for reference in references(name):
+        ours = logits_at(session, reference.ids, reference.positions)
+        assert np.abs(ours - reference.logits).max() <= (2e-4 if recipe == "BF16" else 1e-3)
+
+
 @pytest.mark.parametrize("name", NANO)
-def test_q8_0_keeps_the_distribution(
-    name: str, isa: str, convert: Convert, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("QWEN3_ISA", isa)
+def test_q8_0_keeps_the_distribution_and_the_choice(name: str, convert: Convert) -> None:
     session = Model(convert(name, "Q8_0")).session()
     divergence, agrees = [], []
     for reference in references(name):
-        ours = logits_of_all(session, reference.ids)
+        ours = logits_at(session, reference.ids, range(len(reference.ids)))
         divergence.append(kl_divergence(reference.logits, ours[reference.positions]))
         agrees.append(ours.argmax(-1) == reference.top1)
-    print(name, isa, np.mean(divergence), np.max(divergence), np.mean(np.concatenate(agrees)))
     assert np.concatenate(divergence).mean() <= 1e-3
     assert np.concatenate(agrees).mean() >= 0.99
 
 
-# The mean KL divergence a recipe may cost on the nano models.
-RECIPES = {"F16": 1e-4, "BF16": 1e-4, "Q4_K_M": 0.1}
-
-
-@pytest.mark.parametrize(("recipe", "most"), RECIPES.items())
-@pytest.mark.parametrize("name", NANO)
-def test_recipe_costs_no_more_than(name: str, recipe: str, most: float, convert: Convert) -> None:
-    session = Model(convert(name, recipe)).session()
-    divergence = []
-    for reference in references(name):
-        ours = logits_of_all(session, reference.ids)
-        divergence.append(kl_divergence(reference.logits, ours[reference.positions]))
-    print(name, recipe, np.concatenate(divergence).mean(), np.concatenate(divergence).max())
-    assert np.concatenate(divergence).mean() <= most
+@pytest.mark.parametrize(
+    ("name", "recipe", "most"),
+    [  # some three times what was measured; a choice of experts that flips costs most
+        ("nano-dense", "BF16", 1e-6),
+        ("nano-dense", "Q6_K", 2e-3),
+        ("nano-dense", "Q5_K", 5e-3),
+        ("nano-dense", "Q5_0", 5e-3),
+        ("nano-dense", "Q4_K_M", 1e-2),
+        ("nano-dense", "Q4_0", 3e-2),
+        ("nano-moe", "BF16", 1e-3),
+        ("nano-moe", "Q4_K_M", 3e-2),
+    ],
+)
+def test_a_recipe_costs_no_more_than(name: str, recipe: str, most: float, convert: Convert) -> None:
+    """Mean KL divergence per token, weights and f16 cache together."""
+    session = Model(convert(name, recipe)).session(kv="f16")
+    assert mean_kl_divergence(session, name) <= most
 
 
 @pytest.mark.parametrize("experts", [0, 3])
 @pytest.mark.parametrize("kind", WEIGHT_TYPES)
-@pytest.mark.parametrize("isa", backends())
 def test_every_weight_type_computes_what_it_decodes_to(
-    isa: str, kind: str, experts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, experts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the same weights in F32, decoded by the gguf package: what is left is the
-    rounding of activations to 8 bits."""
-    monkeypatch.setenv("QWEN3_ISA", isa)
+    rounding of activations to 8 bits, which backends do alike but for values on the edge."""
     image = tiny_model(
         kind, hidden=256, ffn=256, heads=4, head_dim=64, tied=False, layers=2,
         experts=experts, experts_used=experts,  # all: rounding must not change the choice
     )  # fmt: skip
+    path = image.write(tmp_path / "blocks.gguf")
     ids = [5, 200, 31, 31, 77, 260, 0, 118, 264, 9, 9, 240]
-    ours, exact = (
-        logits_of_all(Model(made.write(tmp_path / f"{i}.gguf")).session(kv="f32"), ids)
-        for i, made in enumerate((image, decoded(image)))
-    )
-    if kind in ("F32", "F16", "BF16"):
-        assert np.abs(ours - exact).max() <= 1e-4
-    else:
-        print(isa, kind, experts, np.abs(ours - exact).max() / exact.std(), kl_divergence(exact, ours).max())
-        assert np.abs(ours - exact).max() <= 0.2 * exact.std()
-        assert kl_divergence(exact, ours).mean() <= 2e-3
+    every = range(len(ids))
+    exact = logits_at(Model(decoded(image).write(tmp_path / "f32.gguf")).session(), ids, every)
+    ours = {}
+    for isa in backends():
+        monkeypatch.setenv("QWEN3_ISA", isa)
+        ours[isa] = logits_at(Model(path).session(kv="f32"), ids, every)
+    rounding, luck = (1e-5, 1e-5) if kind in ("F32", "F16", "BF16") else (0.05, 0.02)
+    for isa, logits in ours.items():
+        assert rms(logits - exact) <= rounding * exact.std()
+        assert rms(logits - ours["scalar"]) <= luck * exact.std(), isa
+
+
+def rms(x: Logits) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
 
 
 # ---- the same sequence computed in other ways ------------------------------
 
 
-@pytest.fixture(params=["nano-dense", "nano-moe"])
-def nano(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.parametrize("recipe", ["F32", "Q8_0"])
-def test_prefill_in_any_chunks_gives_the_same_logits(
-    nano: str, recipe: str, convert: Convert
+@pytest.mark.parametrize("name", NANO)
+def test_prefill_in_any_chunks_gives_the_same_bits(
+    name: str, recipe: str, convert: Convert
 ) -> None:
-    model = Model(convert(nano, recipe))
-    ids = references(nano)[0].ids
+    model = Model(convert(name, recipe))
+    ids = references(name)[0].ids
     whole = model.session()
     whole.sync(ids)
     for size in (1, 2, 3, 7, 16, 33, 100):
         session = model.session()
         for at in range(0, len(ids), size):
             session.extend(ids[at : at + size])
-        d = np.abs(session.logits() - whole.logits()).max()
-        print(nano, recipe, size, d)
-        assert d <= 1e-5
+        np.testing.assert_array_equal(session.logits(), whole.logits())
 
 
 @pytest.mark.parametrize("recipe", ["F32", "Q8_0"])
-def test_a_rewound_session_gives_the_same_logits(nano: str, recipe: str, convert: Convert) -> None:
-    model = Model(convert(nano, recipe))
-    one, other = (reference.ids for reference in references(nano)[:2])
+@pytest.mark.parametrize("name", NANO)
+def test_a_rewound_session_gives_the_same_bits(name: str, recipe: str, convert: Convert) -> None:
+    model = Model(convert(name, recipe))
+    one, other = (reference.ids for reference in references(name)[:2])
     fresh = model.session()
     fresh.sync(one)
     session = model.session()
@@ -193,18 +206,26 @@ def test_a_rewound_session_gives_the_same_logits(nano: str, recipe: str, convert
     for keep in (0, 1, 17, len(one) - 1):
         session.sync([*one[:keep], *other[keep:]])
         assert session.sync(one) >= keep
-        d = np.abs(session.logits() - fresh.logits()).max()
-        print(nano, recipe, keep, d)
-        assert d <= 1e-5
+        np.testing.assert_array_equal(session.logits(), fresh.logits())
+
+
+def test_a_prompt_longer_than_a_batch_gives_the_same_bits(convert: Convert) -> None:
+    model = Model(convert("nano-dense", "Q8_0"))
+    ids = references("nano-dense")[0].ids * 6
+    whole, steps = model.session(), model.session()
+    whole.sync(ids)
+    for at in range(0, len(ids), 250):
+        steps.extend(ids[at : at + 250])
+    np.testing.assert_array_equal(whole.logits(), steps.logits())
 
 
 @pytest.mark.parametrize("recipe", ["F32", "Q8_0", "Q4_K_M"])
-def test_every_thread_count_gives_the_same_bits(nano: str, recipe: str, convert: Convert) -> None:
-    path = convert(nano, recipe)
-    ids = references(nano)[1].ids
+@pytest.mark.parametrize("name", NANO)
+def test_every_thread_count_gives_the_same_bits(name: str, recipe: str, convert: Convert) -> None:
+    ids = references(name)[1].ids
     results = []
     for threads in (1, 2, 3, 4):
-        model = Model(path, threads=threads)
+        model = Model(convert(name, recipe), threads=threads)
         assert model.threads == threads
         session = model.session()
         session.sync(ids[:-3])

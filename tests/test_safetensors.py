@@ -124,7 +124,7 @@ def test_fuzzed_headers(path: Path) -> None:
     rng = random.Random(1)
     accepted = 0
     tracemalloc.start()
-    for i in range(4000):
+    for i in range(3000):
         fuzzed = bytearray(whole)
         for _ in range(rng.choice([1, 1, 1, 2, 8])):
             at = rng.randrange(header)
@@ -152,7 +152,7 @@ def test_fuzzed_headers(path: Path) -> None:
         file.close()
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
-    assert 0 < accepted < 2000
+    assert 0 < accepted < 1500
 
 
 class TestShards:

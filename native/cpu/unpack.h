@@ -150,20 +150,26 @@ static inline void q3_K_scales(const void *src, int n, unit *u) {
     }
 }
 
-/* The 6-bit pairs of Q4_K and Q5_K, four at a time: what k4_scale_min reads one by one. */
+/* The 6-bit pairs of Q4_K and Q5_K, byte j of each for sub-block j: k4_scale_min, all eight
+ * at a time. */
+typedef struct {
+    uint64_t scale, min;
+} k4_pairs;
+
+static inline k4_pairs k4_unpack(const uint8_t packed[12]) {
+    uint32_t p[3];
+    memcpy(p, packed, 12);
+    uint32_t scale = (p[2] & 0x0f0f0f0f) | (p[0] >> 2 & 0x30303030);
+    uint32_t min = (p[2] >> 4 & 0x0f0f0f0f) | (p[1] >> 2 & 0x30303030);
+    return (k4_pairs){(p[0] & 0x3f3f3f3f) | (uint64_t)scale << 32,
+                      (p[1] & 0x3f3f3f3f) | (uint64_t)min << 32};
+}
+
 static inline void k4_scales(const uint8_t packed[12], unit *u) {
-    uint32_t low[3], scale[2], min[2];
-    memcpy(low, packed, 12);
-    scale[0] = low[0] & 0x3f3f3f3f;
-    min[0] = low[1] & 0x3f3f3f3f;
-    scale[1] = (low[2] & 0x0f0f0f0f) | (low[0] >> 2 & 0x30303030);
-    min[1] = (low[2] >> 4 & 0x0f0f0f0f) | (low[1] >> 2 & 0x30303030);
-    uint8_t s[8], m[8];
-    memcpy(s, scale, 8);
-    memcpy(m, min, 8);
+    k4_pairs p = k4_unpack(packed);
     for (int i = 0; i < 16; i++) {
-        u->scale[i] = s[i / 2];
-        u->bias[i] = m[i / 2];
+        u->scale[i] = p.scale >> i / 2 * 8 & 63;
+        u->bias[i] = p.min >> i / 2 * 8 & 63;
     }
 }
 
@@ -339,35 +345,6 @@ static inline void unpack(const unpacker *type, const void *src, int n_groups, u
     type->quants(src, n_groups, u->q);
 }
 
-/* ---- panels -------------------------------------------------------------------------
- * A unit of eight rows for a vector whose lanes are rows: four quants of each row lie side
- * by side, each scale twice, biases in pairs, as 16-bit dot products take them. */
-
-enum { PANEL = 8 };
-
-typedef struct {
-    int8_t q[UNIT / 4][PANEL][4];
-    int16_t scale[UNIT / 16][PANEL][2];
-    int16_t bias[GROUPS][PANEL][2];
-    float d[GROUPS][PANEL], dmin[GROUPS][PANEL];
-} panel;
-
-/* Rows start row_bytes apart. Groups beyond n_groups are left alone. */
-static inline void unpack_panel(const unpacker *type, const uint8_t *src, size_t row_bytes,
-                                int n_groups, panel *p) {
-    unit u;
-    for (int r = 0; r < PANEL; r++, src += row_bytes) {
-        unpack(type, src, n_groups, &u);
-        for (int i = 0; i < 8 * n_groups; i++) memcpy(p->q[i][r], u.q + 4 * i, 4);
-        for (int i = 0; i < 2 * n_groups; i++) p->scale[i][r][0] = p->scale[i][r][1] = u.scale[i];
-        for (int g = 0; g < n_groups; g++) {
-            memcpy(p->bias[g][r], u.bias + 2 * g, 2 * sizeof(int16_t));
-            p->d[g][r] = u.d[g];
-            p->dmin[g][r] = u.dmin[g];
-        }
-    }
-}
-
 /* ---- parts of a product ------------------------------------------------------------------ */
 
 /* The part of an act row that meets a unit. */
@@ -379,6 +356,21 @@ typedef struct {
 
 static inline act act_at(const void *row, int n, int i) {
     return (act){(const int8_t *)row + i, act_scales(row, n) + i / 32, act_sums(row, n) + i / 16};
+}
+
+/* A copy of what meets a partial unit, with zeros behind. */
+typedef struct {
+    int8_t q[UNIT];
+    float d[GROUPS];
+    int16_t sum[UNIT / 16];
+} padded_act;
+
+static inline act pad(act x, int n_groups, padded_act *copy) {
+    memset(copy, 0, sizeof *copy);
+    memcpy(copy->q, x.q, 32 * (size_t)n_groups);
+    memcpy(copy->d, x.d, sizeof(float) * (size_t)n_groups);
+    memcpy(copy->sum, x.sum, 2 * sizeof(int16_t) * (size_t)n_groups);
+    return (act){copy->q, copy->d, copy->sum};
 }
 
 /* The rule of quantize: d = max|x| / 127, q = x * (127 / max|x|) rounded to nearest even. A

@@ -137,8 +137,9 @@ static void refusals(void) {
         if (!t || !t->encode) continue;
         for (int i = 0; i < 3; i++) {
             x[300] = bad[i];
-            CHECK(qwen3_quantize(type, x, out, N, N, NULL, &err) == QWEN3_ERR_FORMAT, "%s", t->name);
-            CHECK(err.status == QWEN3_ERR_FORMAT && strstr(err.text, "300"), "%s", err.text);
+            qwen3_status status = qwen3_quantize(type, x, out, N, N, NULL, &err);
+            CHECK(status == QWEN3_ERR_FORMAT, "%s took %g", t->name, (double)bad[i]);
+            CHECK(err.status == status && strstr(err.text, "300"), "%s", err.text);
         }
         x[300] = 0;
         float weights[N] = {[7] = -1};

@@ -1,0 +1,126 @@
+"""The command as its users start it: through pipes, or on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pyte
+
+COMMAND = [sys.executable, "-m", "qwen3cli"]
+ROOT = Path(__file__).resolve().parent.parent
+QUESTION = "What is 17 + 48 - 5?"
+# The first token of the answer over and over, to the end of the context.
+ENDLESS = ["-m", "nano", "--no-think", "--temp", "0", "--presence-penalty", "-100"]
+_STYLES = re.compile(r"\x1b\[[02]m")
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """An environment in which nothing is installed."""
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
+    folders = {
+        "HOME": str(home),
+        "XDG_DATA_HOME": str(home / "data"),
+        "XDG_STATE_HOME": str(home / "state"),
+        "HF_HOME": str(home / "huggingface"),
+    }
+    return kept | folders | {"TERM": "xterm-256color"} | more
+
+
+class Command:
+    """qwen3 with a home of its own. cwd is the home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __call__(
+        self, *args: str, input: str | bytes = b"", **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs it through pipes, to its end."""
+        data = input.encode() if isinstance(input, str) else input
+        done = subprocess.run(
+            [*COMMAND, *args],
+            input=data,
+            capture_output=True,
+            cwd=self.home,
+            env=environment(self.home, **env),
+            timeout=60,
+        )
+        out, err = done.stdout.decode(), done.stderr.decode()
+        assert "Traceback" not in err and "nanobind" not in err, err
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    def start(self, *args: str, **env: str) -> subprocess.Popen[bytes]:
+        """Starts it with pipes."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [*COMMAND, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            cwd=self.home,
+            env=environment(self.home, **env),
+        )
+
+    def terminal(self, *args: str, **env: str) -> TerminalCommand:
+        """Starts it on a pseudo-terminal."""
+        return TerminalCommand([*COMMAND, *args], self.home, env)
+
+
+class TerminalCommand:
+    """A command on a pseudo-terminal of 24 lines of 120 columns."""
+
+    def __init__(self, argv: list[str], home: Path, env: dict[str, str]) -> None:
+        self.raw = ""
+        self.echoes = False  # at the end: the terminal is as a shell expects it
+        self._process = pexpect.spawn(
+            argv[0],
+            argv[1:],
+            cwd=str(home),
+            # Nobody here answers when prompt_toolkit asks where the cursor is.
+            env=environment(home, PROMPT_TOOLKIT_NO_CPR="1", **env),
+            dimensions=(24, 120),
+            encoding="utf-8",
+            codec_errors="replace",
+            timeout=60,
+        )
+
+    def wait_for(self, pattern: str) -> str:
+        """The output up to and with the next match of a regular expression."""
+        self._process.expect(pattern)
+        seen = str(self._process.before) + str(self._process.after)
+        self.raw += seen
+        return seen
+
+    def type(self, text: str) -> None:
+        self._process.send(text)
+
+    def press(self, key: str) -> None:
+        """Ctrl and a letter."""
+        self._process.sendcontrol(key)
+
+    def finish(self) -> int:
+        """Waits for the end; the exit code."""
+        self._process.expect(pexpect.EOF)
+        self.raw += str(self._process.before)
+        self.echoes = self._process.getecho()
+        self._process.close()
+        assert "Traceback" not in self.raw
+        assert self._process.exitstatus is not None, self._process.signalstatus
+        return int(self._process.exitstatus)
+
+    @property
+    def text(self) -> str:
+        """The output without line ends' carriage returns and without the dim face."""
+        return _STYLES.sub("", self.raw).replace("\r\n", "\n")
+
+    @property
+    def screen(self) -> str:
+        """What the screen shows."""
+        screen = pyte.Screen(120, 24)
+        pyte.Stream(screen).feed(self.raw)
+        return "\n".join(line.rstrip() for line in screen.display).rstrip()

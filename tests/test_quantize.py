@@ -1,0 +1,639 @@
+"""Checkpoint in, GGUF out: every value, every key, every way to fail."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from checkpoint_tiny import (
+    DATA,
+    DENSE,
+    MOE,
+    Tensors,
+    fused,
+    shapes_of,
+    tensors_of,
+    write_checkpoint,
+    write_hollow,
+)
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from quant import recipes
+from quant.checkpoint import Experts, Hyperparameters
+from quant.convert import Run, Tensor
+from quant.quantize import Progress, default_output, quantize
+from quant.vocab import add_tokenizer
+from qwen3cli.errors import FormatError, ModelNotFound, Qwen3Error, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+NANO = ["nano-dense", "nano-moe"]
+
+
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
+    """The metadata and the tensors of a file, as the ecosystem's reader sees them."""
+    reader = gguf.GGUFReader(path)
+    metadata = {
+        key: field.contents()
+        for key, field in reader.fields.items()
+        if not key.startswith("GGUF.") and field.types[0] != gguf.GGUFValueType.ARRAY
+    }
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def decoded(tensor: gguf.ReaderTensor) -> NDArray[np.float32]:
+    return dequantize(tensor.data, tensor.tensor_type)
+
+
+# ---- values -----------------------------------------------------------------
+
+
+def expected(tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    """The GGUF tensors a checkpoint of separate experts must become."""
+    names = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "mlp.gate": "ffn_gate_inp",
+    }
+    result = {
+        "token_embd.weight": tensors["model.embed_tokens.weight"],
+        "output_norm.weight": tensors["model.norm.weight"],
+        "output.weight": tensors["lm_head.weight"],
+    }
+    for i in range(config["num_hidden_layers"]):
+        for source, name in names.items():
+            if (weight := f"model.layers.{i}.{source}.weight") in tensors:
+                result[f"blk.{i}.{name}.weight"] = tensors[weight]
+        for part in ("gate", "up", "down") if "num_experts" in config else ():
+            result[f"blk.{i}.ffn_{part}_exps.weight"] = np.stack(
+                [
+                    tensors[f"model.layers.{i}.mlp.experts.{e}.{part}_proj.weight"]
+                    for e in range(config["num_experts"])
+                ]
+            )
+    return result
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("recipe", ["F32", "BF16"])
+def test_every_value_arrives(tmp_path: Path, config: dict[str, Any], recipe: str) -> None:
+    tensors = tensors_of(config)
+    source = write_checkpoint(tmp_path / "source", config, tensors)
+    quantize(source, tmp_path / "out.gguf", recipe)
+    written = contents(tmp_path / "out.gguf")[1]
+    wanted = expected(tensors, config)
+    assert written.keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert tuple(written[name].shape) == values.shape[::-1], name
+        assert np.array_equal(decoded(written[name]), values), name
+
+
+def test_a_tied_embedding_is_written_once(tmp_path: Path) -> None:
+    tied = DENSE | {"tie_word_embeddings": True}
+    tensors = tensors_of(tied)
+    quantize(write_checkpoint(tmp_path / "a", tied, tensors), tmp_path / "a.gguf", "f32")
+    assert "output.weight" not in contents(tmp_path / "a.gguf")[1]
+    repeated = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    quantize(write_checkpoint(tmp_path / "b", tied, repeated), tmp_path / "b.gguf", "f32")
+    assert "output.weight" not in contents(tmp_path / "b.gguf")[1]
+
+
+def test_shards_and_fused_experts_give_the_same_file(tmp_path: Path) -> None:
+    tensors = tensors_of(MOE)
+    variants = {
+        "whole": write_checkpoint(tmp_path / "1" / "x", MOE, tensors),
+        "shards": write_checkpoint(tmp_path / "2" / "x", MOE, tensors, shards=3),
+        "fused": write_checkpoint(tmp_path / "3" / "x", MOE, fused(tensors, MOE)),
+    }
+    files = {name: tmp_path / f"{name}.gguf" for name in variants}
+    for name, source in variants.items():
+        quantize(source, files[name], "q8_0")
+    assert len({path.read_bytes() for path in files.values()}) == 1
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Tensors:
+    """The weights of nano-dense."""
+    path = tmp_path_factory.mktemp("exact") / "out.gguf"
+    quantize(DATA / "nano-dense", path, "F32")
+    return {name: decoded(tensor) for name, tensor in contents(path)[1].items()}
+
+
+@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+def test_each_recipe_stays_close_to_the_weights(
+    tmp_path: Path, exact: Tensors, recipe: str
+) -> None:
+    """By relative error of each tensor."""
+    most = {"F32": 0, "BF16": 0, "F16": 1e-3, "Q8_0": 0.007, "Q6_K": 0.02, "Q5_K": 0.04}
+    summary = quantize(DATA / "nano-dense", tmp_path / "out.gguf", recipe)
+    metadata, tensors = contents(summary.path)
+    assert metadata["general.file_type"] == recipes.RECIPES[recipe].file_type
+    assert summary.file_bytes == summary.path.stat().st_size
+    assert tensors.keys() == exact.keys()
+    for name, wanted in exact.items():
+        error = np.sqrt(np.mean((decoded(tensors[name]) - wanted) ** 2) / np.mean(wanted**2))
+        assert error <= most.get(recipe, 0.1), (name, error)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_the_embedded_models_come_from_these_checkpoints(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out.gguf"
+    quantize(DATA / name, out, "q8_0")
+    assert out.read_bytes() == (ROOT / "qwen3cli" / "models" / f"{name}-q8_0.gguf").read_bytes()
+
+
+def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", MOE | {"hidden_size": 1024})
+    files = [tmp_path / f"{threads}.gguf" for threads in (0, 1, 3, 16)]
+    for file in files:
+        quantize(source, file, "q4_k_m", threads=int(file.stem))
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+# ---- types ------------------------------------------------------------------
+
+
+def types_of(
+    recipe: str, tensors: dict[str, int], *, tied: bool = False, experts: int = 0
+) -> list[str]:
+    """The types of tensors of a model of 36 layers, given as name: row length."""
+    hp = Hyperparameters(
+        architecture="qwen3moe" if experts else "qwen3",
+        n_layers=36,
+        n_embd=512,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=128,
+        n_ff=512,
+        n_vocab=1024,
+        n_context=4096,
+        rms_eps=1e-6,
+        rope_theta=1e6,
+        yarn=None,
+        tied_embedding=tied,
+        experts=Experts(experts, 2, 512, True) if experts else None,
+    )
+    chosen = recipes.recipe(recipe)
+    types = []
+    for name, width in tensors.items():
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else None
+        tensor = Tensor(f"{name}.weight", (8, width), (Run("source", 0, 8),), layer)
+        types.append(chosen.type_of(tensor, hp))
+    return types
+
+
+def test_q4_k_m_is_the_mixture_of_the_ecosystem() -> None:
+    """The layers of the published 36-layer files that have Q6_K."""
+    q6 = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 31, 32, 33, 34, 35]
+    for part in ("attn_v", "ffn_down", "ffn_down_exps"):
+        types = types_of("q4_k_m", {f"blk.{i}.{part}": 512 for i in range(36)})
+        assert [i for i, kind in enumerate(types) if kind == "Q6_K"] == q6
+        assert set(types) == {"Q6_K", "Q4_K"}
+    others = ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up", "ffn_up_exps")
+    assert set(types_of("q4_k_m", {f"blk.0.{part}": 512 for part in others})) == {"Q4_K"}
+    assert types_of("q4_k_m", {"token_embd": 512, "output": 512}) == ["Q4_K", "Q6_K"]
+    assert types_of("q4_k_m", {"token_embd": 512}, tied=True) == ["Q6_K"]
+    attention = {f"blk.9.{part}": 512 for part in ("attn_k", "attn_v", "attn_output", "attn_q")}
+    assert types_of("q4_k_m", attention, experts=8) == ["Q8_0", "Q8_0", "Q5_K", "Q4_K"]
+
+
+def test_norms_and_the_router_stay_f32(tmp_path: Path) -> None:
+    quantize(DATA / "nano-moe", tmp_path / "out.gguf", "q4_0")
+    for name, tensor in contents(tmp_path / "out.gguf")[1].items():
+        small = "norm" in name or "ffn_gate_inp" in name
+        assert (tensor.tensor_type == gguf.GGMLQuantizationType.F32) == small, name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "types"),
+    [
+        ("q4_k_m", ["Q4_K", "Q5_0", "F16"]),
+        ("q5_k", ["Q5_K", "Q5_1", "F16"]),
+        ("q6_k", ["Q6_K", "Q8_0", "F16"]),
+        ("q8_0", ["Q8_0", "Q8_0", "F16"]),
+        ("bf16", ["BF16", "BF16", "BF16"]),
+    ],
+)
+def test_rows_that_are_not_whole_blocks(recipe: str, types: list[str]) -> None:
+    rows = {"blk.4.ffn_up": 768, "blk.4.attn_q": 96, "blk.4.ffn_gate": 80}
+    assert types_of(recipe, rows) == types
+
+
+# ---- metadata ---------------------------------------------------------------
+
+
+def test_metadata_of_a_dense_model(tmp_path: Path) -> None:
+    quantize(DATA / "nano-dense", tmp_path / "out.gguf", "q4_k_m")
+    metadata, _ = contents(tmp_path / "out.gguf")
+    template = json.loads((DATA / "nano-dense" / "tokenizer_config.json").read_text())
+    assert metadata.pop("tokenizer.chat_template") == template["chat_template"]
+    assert metadata == {
+        "general.architecture": "qwen3",
+        "general.type": "model",
+        "general.name": "Qwen3 nano dense",
+        "general.license": "apache-2.0",
+        "general.file_type": 15,
+        "general.quantization_version": 2,
+        "qwen3.vocab_size": 4224,
+        "qwen3.context_length": 4096,
+        "qwen3.embedding_length": 256,
+        "qwen3.block_count": 4,
+        "qwen3.feed_forward_length": 512,
+        "qwen3.attention.head_count": 4,
+        "qwen3.attention.head_count_kv": 2,
+        "qwen3.attention.key_length": 128,
+        "qwen3.attention.value_length": 128,
+        "qwen3.attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+        "qwen3.rope.freq_base": 1e6,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.eos_token_id": 4098,
+        "tokenizer.ggml.padding_token_id": 4096,
+        "tokenizer.ggml.bos_token_id": 4096,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def test_metadata_of_a_mixture_with_yarn(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    source = write_checkpoint(tmp_path / "source", MOE | {"rope_scaling": yarn})
+    quantize(source, tmp_path / "out.gguf", "q8_0")
+    metadata, _ = contents(tmp_path / "out.gguf")
+    wanted = {
+        "expert_count": 4,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 32,
+        "expert_weights_norm": True,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 32,
+    }
+    assert {key: metadata[f"qwen3moe.{key}"] for key in wanted} == wanted
+
+
+CARD = """---
+license: {license}
+base_model:
+- Qwen/Qwen3-30B-A3B-Base
+tags: [chat]
+---
+license: not this
+"""
+
+
+def test_the_card_of_a_release_in_a_hugging_face_cache(tmp_path: Path) -> None:
+    source = tmp_path / "models--Qwen--Qwen3-30B-A3B-Instruct-2507" / "snapshots" / "0d7cf23"
+    write_checkpoint(source, MOE)
+    (source / "README.md").write_text(CARD.format(license='"apache-2.0"'))
+    assert default_output(source, "Q8_0") == Path("Qwen3-30B-A3B-Instruct-2507-q8_0.gguf")
+    quantize(source, tmp_path / "out.gguf", "q8_0")
+    metadata, _ = contents(tmp_path / "out.gguf")
+    wanted = {
+        "name": "Qwen3 30B A3B Instruct 2507",
+        "basename": "Qwen3",
+        "size_label": "30B-A3B",
+        "license": "apache-2.0",
+        "base_model.count": 1,
+        "base_model.0.name": "Qwen3 30B A3B Base",
+        "base_model.0.organization": "Qwen",
+        "base_model.0.repo_url": "https://huggingface.co/Qwen/Qwen3-30B-A3B-Base",
+    }
+    assert {key: metadata[f"general.{key}"] for key in wanted} == wanted
+
+
+def test_the_default_name_follows_the_directory(tmp_path: Path) -> None:
+    assert default_output(DATA / "nano-dense", "q4_k_m") == Path("nano-dense-q4_k_m.gguf")
+    with pytest.raises(UsageError, match="no type 'q9'; there are F32, "):
+        default_output(tmp_path, "q9")
+
+
+# ---- tokenizer --------------------------------------------------------------
+
+
+def vocabulary(directory: Path, n_vocab: int, scratch: Path) -> dict[str, Any]:
+    writer = gguf.GGUFWriter(scratch / "vocab.gguf", "qwen3")
+    add_tokenizer(writer, directory, n_vocab)
+    return {key: value.value for key, value in writer.kv_data[0].items()}
+
+
+def test_the_tokenizer_of_the_releases(tmp_path: Path) -> None:
+    source = DATA / "qwen3-tokenizer"
+    shutil.copy(source / "tokenizer_config.json", tmp_path)
+    packed = (source / "tokenizer.json.gz").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(gzip.decompress(packed))
+    found = vocabulary(tmp_path, 151936, tmp_path)
+    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    assert len(tokens) == len(types) == len(set(tokens)) == 151936
+    assert (tokens[0], tokens[151645], tokens[151667]) == ("!", "<|im_end|>", "<think>")
+    assert (types[0], types[151645], types[151667], types[151669]) == (1, 3, 4, 5)
+    assert (types.count(3), types.count(4)) == (14, 12)
+    assert tokens[151935] == "[PAD151935]"
+    merges = found["tokenizer.ggml.merges"]
+    assert len(merges) == 151387 and merges[0] == "\u0120 \u0120"
+    assert found["tokenizer.ggml.eos_token_id"] == 151645
+    assert found["tokenizer.ggml.padding_token_id"] == 151643
+
+
+def edited(directory: Path, name: str, **changes: Any) -> None:
+    path = directory / name
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def test_ends_and_templates_where_other_releases_keep_them(tmp_path: Path) -> None:
+    """eos by id in generation_config.json, the template in a file of its own."""
+    source = write_checkpoint(tmp_path / "source", DENSE)
+    edited(source, "tokenizer_config.json", eos_token=None, chat_template="old")
+    (source / "generation_config.json").write_text('{"eos_token_id": [321, 320]}')
+    assert vocabulary(source, 352, tmp_path)["tokenizer.chat_template"] == "old"
+    (source / "chat_template.jinja").write_text("new")
+    found = vocabulary(source, 352, tmp_path)
+    assert found["tokenizer.ggml.eos_token_id"] == 321
+    assert found["tokenizer.chat_template"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("tokenizer.json", {"model": {"type": "Unigram"}}, "not a byte-level BPE"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel"}}, "does not split text"),
+        ("tokenizer.json", {"added_tokens": [{"id": 352, "content": "x"}]}, "'x' has id 352, but"),
+        ("tokenizer.json", {"added_tokens": [{"id": 0, "content": "x"}]}, "id 0 is given to both"),
+        ("tokenizer.json", {"added_tokens": [{"id": "0"}]}, "must map texts to ids"),
+        ("tokenizer_config.json", {"eos_token": "<end>"}, "'<end>', is not in the vocabulary"),
+        ("tokenizer_config.json", {"eos_token": None}, "no eos_token in"),
+    ],
+)
+def test_a_wrong_tokenizer(tmp_path: Path, name: str, changes: dict[str, Any], says: str) -> None:
+    source = write_checkpoint(tmp_path / "source", DENSE)
+    edited(source, name, **changes)
+    refused(source, tmp_path / "out.gguf", says)
+
+
+# ---- failures ---------------------------------------------------------------
+
+
+def refused(
+    source: Path, out: Path, says: str, recipe: str = "q8_0", kind: type[Exception] = FormatError
+) -> None:
+    """quantize must raise, saying so, and leave the directory of out as it was."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(kind, match=says) as error:
+        quantize(source, out, recipe)
+    assert isinstance(error.value, Qwen3Error)
+    assert sorted(out.parent.iterdir()) == before
+
+
+def with_tensors(directory: Path, config: dict[str, Any], **changes: NDArray[np.float32]) -> Path:
+    """A checkpoint whose tensors differ: _ for . in names, None leaves one out."""
+    tensors = tensors_of(config)
+    for name, values in changes.items():
+        if values is None:
+            del tensors[name]
+        else:
+            tensors[name] = values
+    return write_checkpoint(directory, config, tensors)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "says"),
+    [
+        (DENSE, {"model.norm.weight": None}, "lacks the tensor model.norm.weight"),
+        (DENSE, {"lm_head.weight": None}, "lacks the tensor lm_head.weight"),
+        (
+            MOE,
+            {"model.layers.1.mlp.experts.3.up_proj.weight": None},
+            "lacks the tensor model.layers.1.mlp.experts.3.up_proj.weight",
+        ),
+        (
+            DENSE,
+            {"model.layers.0.mlp.up_proj.weight": np.zeros((64, 96), np.float32)},
+            r"model.layers.0.mlp.up_proj.weight has shape \[64, 96\], but .* \[96, 64\]",
+        ),
+        (
+            DENSE,
+            {"model.layers.2.mlp.up_proj.weight": np.zeros((96, 64), np.float32)},
+            "holds 'model.layers.2.mlp.up_proj.weight', which is no part of qwen3 with 2 layers",
+        ),
+        (
+            DENSE,
+            {"model.layers.1.self_attn.q_proj.bias": np.zeros(128, np.float32)},
+            "holds 'model.layers.1.self_attn.q_proj.bias'",
+        ),
+        (
+            DENSE,
+            {"model.norm.weight": np.full(64, np.nan, np.float32)},
+            "model.norm.weight holds NaN or infinite",
+        ),
+        (
+            MOE,
+            {"model.layers.1.mlp.experts.2.up_proj.weight": np.full((32, 64), np.inf, np.float32)},
+            "model.layers.1.mlp.experts.2.up_proj.weight holds NaN or infinite",
+        ),
+        (
+            DENSE,
+            {"lm_head.weight": np.full((352, 64), 2.0**17, np.float32)},
+            "lm_head.weight holds a weight of 131072, more than Q8_0 can hold",
+        ),
+    ],
+)
+def test_a_wrong_tensor_is_named(
+    tmp_path: Path, config: dict[str, Any], changes: dict[str, Any], says: str
+) -> None:
+    source = with_tensors(tmp_path / "source", config, **changes)
+    refused(source, tmp_path / "out.gguf", says)
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    refused(tmp_path / "absent", out, "there is no such checkpoint", kind=ModelNotFound)
+    source = write_checkpoint(tmp_path / "source", DENSE)
+    refused(source, out, "no type 'q3'", "q3", UsageError)
+    (source / "tokenizer.json").unlink()
+    refused(source, out, r"there is no tokenizer\.json")
+    (source / "model.safetensors").unlink()
+    refused(source, out, "only safetensors")
+    (source / "config.json").unlink()
+    refused(source, out, r"there is no config\.json")
+
+
+def test_a_truncated_source(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", DENSE)
+    weights = source / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    refused(source, tmp_path / "out.gguf", "truncated; download it again")
+
+
+def test_destinations_that_are_none(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", DENSE)
+    with pytest.raises(Qwen3Error, match="there is no directory"):
+        quantize(source, tmp_path / "absent" / "out.gguf", "q8_0")
+    refused(source, source, "exists and is no GGUF file", kind=UsageError)
+    weights = source / "model.safetensors"
+    before = weights.read_bytes()
+    refused(source, weights, "exists and is no GGUF file", kind=UsageError)
+    assert weights.read_bytes() == before
+
+
+def test_an_unwritable_directory(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir(mode=0o500)
+    if os.access(place, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    refused(DATA / "nano-dense", place / "out.gguf", "cannot be written", kind=Qwen3Error)
+
+
+def test_a_replaced_file_changes_only_at_the_end(tmp_path: Path) -> None:
+    source, out = write_checkpoint(tmp_path / "source", DENSE), tmp_path / "out.gguf"
+    quantize(source, out, "q4_0")
+    before = out.read_bytes()
+    nan = with_tensors(
+        tmp_path / "nan", DENSE, **{"model.norm.weight": np.full(64, np.nan, np.float32)}
+    )
+    refused(nan, out, "NaN")
+    assert out.read_bytes() == before
+    quantize(source, out, "q8_0", progress=lambda _: check(out.read_bytes() == before))
+    assert out.read_bytes() != before
+
+
+def check(condition: bool) -> None:
+    assert condition
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done > progress.total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(DATA / "nano-dense", tmp_path / "out.gguf", "q8_0", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    out, part = tmp_path / "out.gguf", tmp_path / ".out.gguf.part"
+    with part.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(Qwen3Error, match="another process is writing"):
+            quantize(DATA / "nano-dense", out, "q8_0")
+        assert part.exists() and not out.exists()
+    quantize(DATA / "nano-dense", out, "q8_0")
+    assert out.exists() and not part.exists()
+
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+from quant.quantize import quantize
+source, out, limit = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+print("ready", flush=True)
+quantize(Path(source), Path(out), "q8_0", progress=lambda _: print(flush=True))
+"""
+
+
+def child(
+    source: Path, out: Path, *, limit: int = 0, script: str = SCRIPT
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, str(source), str(out), str(limit)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize("limit", [1000, 1_000_000])
+def test_a_full_disk(tmp_path: Path, limit: int) -> None:
+    """In the header and in the tensors, by the system's limit on the size of a file."""
+    run = child(DATA / "nano-dense", tmp_path / "out.gguf", limit=limit)
+    _, errors = run.communicate()
+    assert "out.gguf: cannot be written: File too large; free some space" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """No file, and a second run that ends well."""
+    out = tmp_path / "out.gguf"
+    for chunks in (0, 1, 200, 1000):
+        run = child(DATA / "nano-moe", out)
+        assert run.stdout is not None
+        for _ in range(chunks + 1):
+            run.stdout.readline()
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        assert not out.exists()
+    quantize(DATA / "nano-moe", out, "q8_0")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_progress_reaches_the_end(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    summary = quantize(DATA / "nano-moe", tmp_path / "out.gguf", "f16", progress=seen.append)
+    done = [progress.done for progress in seen]
+    assert done == sorted(done) and done[-1] == seen[-1].total == summary.source_bytes
+    assert {p.tensor for p in seen} == set(contents(summary.path)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """200 MB of weights in a process that may take far less."""
+    config = DENSE | {"hidden_size": 512, "num_hidden_layers": 1, "intermediate_size": 1 << 16}
+    source = write_checkpoint(tmp_path / "source", config, {})
+    write_hollow(source / "model.safetensors", shapes_of(config))
+    run = child(source, tmp_path / "out.gguf", script=SCRIPT + PEAK)
+    output, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert (tmp_path / "out.gguf").stat().st_size > 100_000_000
+    assert int(output.split()[-2]) < 100_000  # kB
+
+
+PEAK = """
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))  # in kB
+"""
+
+
+# ---- the ecosystem ----------------------------------------------------------
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("recipe", ["F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q4_0"])
+@pytest.mark.parametrize("name", NANO)
+def test_llama_cpp_answers_from_our_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, recipe: str
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    defaults = llama_cpp.llama_model_default_params
+
+    def plain() -> Any:  # the file's own layout: some machines lack what repacking needs
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", plain)
+    quantize(DATA / name, tmp_path / "out.gguf", recipe)
+    model = llama_cpp.Llama(str(tmp_path / "out.gguf"), n_ctx=512, verbose=False)
+    prompt = "<|im_start|>user\nWhat is 17 + 48 - 5?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    answer = model(prompt, max_tokens=120, temperature=0)["choices"][0]["text"]
+    model.close()
+    assert answer.endswith("65 - 5: 5-5=0, 6-0=6, 60\n</think>\n\n60")
