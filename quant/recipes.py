@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import gguf
 
-from qwen3cli.errors import FormatError, UsageError
+from qwen3cli.errors import UsageError
 
 from .checkpoint import Hyperparameters
 from .convert import Tensor
@@ -55,10 +55,8 @@ def block_size(kind: str) -> int:
 
 
 def type_bytes(kind: str, n: int) -> int:
-    """Bytes of n weights, whole blocks of this type."""
+    """Bytes of n weights, which must be whole blocks of this type."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    if n % block:
-        raise FormatError(f"{n} weights are not whole blocks of {kind}")
     return n // block * size
 
 
@@ -89,8 +87,8 @@ def _more_bits(tensor: Tensor, n_layers: int) -> bool:
 
 
 RECIPES = {
-    recipe.name: recipe
-    for recipe in (
+    each.name: each
+    for each in (
         Recipe("F32", gguf.LlamaFileType.ALL_F32, _uniform("F32")),
         Recipe("F16", gguf.LlamaFileType.MOSTLY_F16, _uniform("F16")),
         Recipe("BF16", gguf.LlamaFileType.MOSTLY_BF16, _uniform("BF16")),

@@ -1,6 +1,7 @@
 """Small complete GGUF models for tests, written byte by byte so that any of it can be made wrong.
 
-tests/data/tiny.gguf, which the native tests read, is `python tests/gguf_tiny.py`.
+`python tests/gguf_tiny.py` makes tests/data/tiny.gguf and tiny-moe.gguf, which the native
+tests read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
-TINY = Path(__file__).parent / "data" / "tiny.gguf"
+DATA = Path(__file__).parent / "data"
 WEIGHT_TYPES = [  # every type the engine runs
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
@@ -271,4 +272,10 @@ def decoded(image: Image) -> Image:
 
 
 if __name__ == "__main__":
-    tiny_model().write(TINY)
+    tiny_model().write(DATA / "tiny.gguf")
+    moe = tiny_model(experts=4, experts_used=2, tied=False, ffn=32)
+    moe.put("qwen3moe.rope.scaling.type", "yarn")
+    moe.put("qwen3moe.rope.scaling.factor", 4.0)
+    moe.put("qwen3moe.rope.scaling.original_context_length", 64)
+    moe.put("qwen3moe.expert_weights_norm", True)
+    moe.write(DATA / "tiny-moe.gguf")

@@ -1,0 +1,167 @@
+"""The interactive loop, on a terminal and through pipes."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from commandline import ENDLESS, QUESTION, Command, TerminalCommand
+
+GREEDY = ("-m", "nano", "--temp", "0")
+STATISTICS = r"answer \d+ tokens \(\w+\), \d+ tok/s, seed \d+"
+
+
+@pytest.fixture
+def qwen3(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+def ready(terminal: TerminalCommand) -> None:
+    """Waits for the prompt."""
+    terminal.wait_for("> ")
+
+
+def ask(terminal: TerminalCommand, line: str, pattern: str = STATISTICS) -> str:
+    """Types a line; the output up to the pattern, when the next prompt is there."""
+    terminal.type(f"{line}\r")
+    seen = terminal.wait_for(pattern)
+    ready(terminal)
+    return seen
+
+
+# ---- through pipes -------------------------------------------------------------
+
+
+def test_every_line_of_a_pipe_is_a_turn(qwen3: Command) -> None:
+    done = qwen3("chat", *GREEDY, input=f"{QUESTION}\n\n{QUESTION}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "60\n60\n", "")
+
+
+def test_a_budget_is_exact_in_chat(qwen3: Command) -> None:
+    lines = []
+    for budget in ("none", "0", "1", "16", "4000"):
+        lines += [f"/budget {budget}", "/clear", QUESTION, "/stats"]
+    done = qwen3("chat", *GREEDY, input="\n".join(lines))
+    assert (done.returncode, done.stdout.count("\n")) == (0, 5)
+    last = re.findall(r"last reply: thinking (.*?), answer", done.stderr)
+    natural = int(last[0].split()[0])
+    assert last == [
+        f"{natural} tokens (natural)",
+        "off",
+        "1/1 tokens (budget)",
+        "16/16 tokens (budget)",
+        f"{natural}/4000 tokens (natural)",
+    ]
+
+
+def test_commands_change_the_session_and_never_reach_the_model(qwen3: Command) -> None:
+    lines = ["/no_think", QUESTION, "/stats", "/think", "/system Be kind.", "/bugdet 3", "/foo",
+             "/help", "/budget x", "/stats", "/clear", "/stats", "/exit", QUESTION]  # fmt: skip
+    done = qwen3("chat", *GREEDY, input="\n".join(lines))
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    notes = done.stderr.splitlines()
+    assert notes[0] == "thinking off"
+    assert re.fullmatch(r"1 turns?, \d+ of 4096 tokens of context", notes[1])
+    assert "last reply: thinking off" in notes[3]
+    assert notes[4:6] == ["thinking on", "system message set"]
+    assert "unknown command /bugdet; did you mean /budget?" in notes[6]
+    assert "unknown command /foo; /help lists them" in notes[7]
+    assert any(note.startswith("/budget") for note in notes[8:16])
+    assert "x: a budget is a number" in done.stderr
+    assert notes[-3].startswith("0 turns")
+
+
+def test_soft_switches_and_slashed_text_go_to_the_model(qwen3: Command) -> None:
+    lines = [f"/no_think {QUESTION}", "/stats", "/usr/bin is a path", f"{QUESTION} /no_think",
+             "/stats", " /budget"]  # fmt: skip
+    done = qwen3("chat", *GREEDY, input="\n".join(lines))
+    assert done.stdout.count("\n") >= 4
+    assert done.stderr.count("last reply: thinking off") == 2
+    assert "unknown" not in done.stderr
+
+
+def test_errors_end_a_chat_through_a_pipe(qwen3: Command) -> None:
+    done = qwen3("chat", *GREEDY, "--ctx", "16", input=f"{QUESTION}\n{QUESTION}\n")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1)
+    assert qwen3("chat", "-m", "nanno").returncode == 3
+
+
+# ---- on a terminal -------------------------------------------------------------
+
+
+def test_turns_history_and_leaving_on_a_terminal(qwen3: Command) -> None:
+    terminal = qwen3.terminal("chat", *GREEDY)
+    ready(terminal)
+    seen = ask(terminal, QUESTION)
+    assert "60" in seen and "thinking" in seen
+    terminal.type("\x1b[A")  # the arrow brings the last line back
+    terminal.wait_for(re.escape(QUESTION))
+    assert "60" in ask(terminal, "")
+    assert "2 turns" in ask(terminal, "/stats", "last reply")
+    terminal.press("d")
+    assert terminal.finish() == 0
+    assert terminal.echoes
+    history = qwen3.home / "state" / "qwen3" / "history"
+    assert QUESTION in history.read_text()
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+def test_ctrl_c_drops_a_line_and_ends_a_reply_but_not_the_session(qwen3: Command) -> None:
+    terminal = qwen3.terminal("chat", *ENDLESS)
+    ready(terminal)
+    terminal.type("/exit")
+    terminal.press("c")
+    ready(terminal)
+    terminal.type("hello\r")
+    terminal.wait_for(r"\w{20}")
+    terminal.press("c")
+    assert "(user)" in terminal.wait_for(STATISTICS)
+    ready(terminal)
+    assert "1 turns" in ask(terminal, "/stats", "last reply")
+    terminal.type("again\r")
+    terminal.wait_for(r"\w{20}")
+    terminal.press("c")
+    terminal.wait_for(STATISTICS)
+    ready(terminal)
+    terminal.type("/exit\r")
+    assert terminal.finish() == 0
+    assert terminal.echoes
+
+
+def test_a_paste_of_several_lines_is_one_message(qwen3: Command) -> None:
+    terminal = qwen3.terminal("chat", *GREEDY)
+    ready(terminal)
+    lines = "\n".join(["What is 17 + 48 - 5?"] + 50 * ["pasted line"])
+    terminal.type(f"\x1b[200~{lines}\x1b[201~")
+    terminal.type("\r")
+    terminal.wait_for(STATISTICS)
+    ready(terminal)
+    terminal.type("one\x1b\rtwo\r")  # Alt-Enter
+    terminal.wait_for(STATISTICS)
+    ready(terminal)
+    assert "2 turns" in ask(terminal, "/stats", "last reply")
+    terminal.press("d")
+    assert terminal.finish() == 0
+
+
+def test_an_error_ends_the_turn_not_the_session(qwen3: Command) -> None:
+    terminal = qwen3.terminal("chat", *GREEDY, "--ctx", "64")
+    ready(terminal)
+    ask(terminal, "x " * 100, "qwen3: .*context of 64")
+    terminal.wait_for(".")
+    ask(terminal, "/stats", "0 turns")
+    terminal.press("d")
+    assert terminal.finish() == 0
+
+
+def test_the_screen_after_a_turn(qwen3: Command) -> None:
+    terminal = qwen3.terminal("chat", *GREEDY, "--thoughts", "hide")
+    ready(terminal)
+    ask(terminal, QUESTION)
+    lines = terminal.screen.splitlines()
+    assert lines[1] == f"> {QUESTION}"
+    assert lines[2] == "60" and lines[3].startswith("thinking ")
+    terminal.press("d")
+    assert terminal.finish() == 0
