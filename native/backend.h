@@ -1,8 +1,11 @@
 /* backend.h - the operations a CPU backend provides.
  *
  * A backend is one file per instruction set, filled into a table that is picked
- * at run time. scalar.c is the oracle: every other backend gives the same
- * result up to the order of float summation. Operations work on what the caller
+ * at run time. scalar.c is the oracle: quantize and the products of quantized
+ * weights give the same bits in every backend (cpu/unpack.h defines them), the
+ * rest differs in the order of float summation and in the last bits of e^x.
+ * Within a backend an output depends on its own inputs alone, not on how the
+ * caller splits rows, columns and vectors. Operations work on what the caller
  * hands them; threads split rows, tokens and heads in front of this table.
  */
 #ifndef QWEN3_BACKEND_H
@@ -15,7 +18,7 @@
 
 /* Activations for quantized weights: n values (a multiple of 32) as
  *   int8_t q[n], float d[n/32] (scale of each 32), int16_t sum[n/16] (of q),
- * one after the other. A row takes act_bytes(n) bytes and starts 64-aligned. */
+ * one after the other, |q| <= 127. A row takes act_bytes(n) bytes and starts 64-aligned. */
 static inline size_t act_bytes(int n) {
     return ((size_t)n + (size_t)n / 32 * 4 + (size_t)n / 16 * 2 + 63) & ~(size_t)63;
 }
@@ -48,11 +51,11 @@ typedef struct {
 } matmul_args;
 
 /* One query group of GQA at one position: n_q heads share one K/V head.
- *   out[h] = sum_t softmax_t(scale * q[h] . K[t]) V[t],  t in [0, n_kv) */
+ *   out[h] = sum_t softmax_t(scale * q[h] . K[t]) V[t],  t in [0, n_kv), n_kv >= 1 */
 typedef struct {
     int n_q, head_dim, n_kv;
     const float *q;      /* [n_q][head_dim] */
-    const void *k, *v;   /* [n_kv][head_dim], f16 or f32 */
+    const void *k, *v;   /* [n_kv][head_dim], f16 or f32, aligned as these */
     int kv_is_f32;
     float scale;
     float *out;          /* [n_q][head_dim] */
@@ -64,6 +67,7 @@ typedef struct backend {
     int (*available)(void);
     /* Rows [row0, row1) of the product. */
     void (*matmul)(const matmul_args *, int row0, int row1);
+    /* A group of 32 that holds a NaN or an infinity makes every product with it NaN. */
     void (*quantize)(const float *x, void *act, int n);
     /* y = x / sqrt(mean(x^2) + eps) * w; y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, int n, float eps);

@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "codec.h"
+#include "decode.h"
 
 enum { LANES = 8, SUPER = 256 };
 

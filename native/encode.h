@@ -1,4 +1,4 @@
-/* encode.h - the encoders behind the table of weight types in codec.c.
+/* encode.h - the encoders of weight blocks.
  *
  * encode_TYPE(src, dst, n, importance) writes n finite values, whole blocks, each
  * within the limit of the type. importance: NULL, or n non-negative numbers that

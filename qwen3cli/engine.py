@@ -21,13 +21,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from qwen3cli import _native
 from qwen3cli.errors import ContextOverflow, DoesNotFit, FormatError, ModelNotFound, Qwen3Error
+
+if TYPE_CHECKING:  # importing it takes longer than an answer of the smallest model
+    import numpy as np
+    from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 40960  # the most a session takes when the caller names no size
 
@@ -47,8 +48,11 @@ class Cancelled(Qwen3Error):
     exit_code = 130
 
 
-def _raise(error: _native.NativeError) -> Qwen3Error:
+def _raise(error: _native.NativeError, path: str = "") -> Qwen3Error:
+    """path: the file that the error is about; one of the operating system names it already."""
     status, text = error.args
+    if path and status != "io":
+        text = f"{path}: {text}"
     return (Cancelled if status == "cancelled" else _ERRORS.get(status, Qwen3Error))(text)
 
 
@@ -76,7 +80,7 @@ class Tokenizer:
         try:
             self._native = _native.Tokenizer(path)
         except _native.NativeError as error:
-            raise _raise(error) from None
+            raise _raise(error, path) from None
 
     def __len__(self) -> int:
         return self._native.n_tokens
@@ -135,7 +139,7 @@ class Model:
             self._native = _native.Model(str(self.path), threads)
             self.tokenizer = Tokenizer(self._native.tokenizer())
         except _native.NativeError as error:
-            raise _raise(error) from None
+            raise _raise(error, str(self.path)) from None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -255,7 +259,7 @@ class ModelFile:
         try:
             self._native = _native.File(_existing(path))
         except _native.NativeError as error:
-            raise _raise(error) from None
+            raise _raise(error, os.fspath(path)) from None
 
     @property
     def version(self) -> int:

@@ -59,7 +59,8 @@ class Options:
         float | None, _number("--min-p", "Leave out below this share of the best.", 0, 1)
     ] = None
     presence_penalty: Annotated[
-        float | None, _number("--presence-penalty", "Against what was generated (0: off).", -100, 100)
+        float | None,
+        _number("--presence-penalty", "Against what was generated (0: off).", -100, 100),
     ] = None
     repetition_penalty: Annotated[
         float | None,

@@ -86,7 +86,7 @@ class TerminalCommand:
             dimensions=(24, 120),
             encoding="utf-8",
             codec_errors="replace",
-            timeout=60,
+            timeout=30,
         )
 
     def wait_for(self, pattern: str) -> str:
@@ -95,6 +95,15 @@ class TerminalCommand:
         seen = str(self._process.before) + str(self._process.after)
         self.raw += seen
         return seen
+
+    def wait_for_prompt(self) -> None:
+        """Waits until chat's line editor has drawn its prompt: pastes on, cursor shown."""
+        self.wait_for(r"\?2004h.*?\?25h")
+
+    def wait_to_see(self, text: str) -> None:
+        """Waits until a text is on the screen."""
+        while text not in self.screen:
+            self.wait_for(".+")
 
     def type(self, text: str) -> None:
         self._process.send(text)

@@ -18,16 +18,11 @@ def qwen3(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
 
-def ready(terminal: TerminalCommand) -> None:
-    """Waits for the prompt."""
-    terminal.wait_for("> ")
-
-
 def ask(terminal: TerminalCommand, line: str, pattern: str = STATISTICS) -> str:
     """Types a line; the output up to the pattern, when the next prompt is there."""
     terminal.type(f"{line}\r")
     seen = terminal.wait_for(pattern)
-    ready(terminal)
+    terminal.wait_for_prompt()
     return seen
 
 
@@ -93,11 +88,11 @@ def test_errors_end_a_chat_through_a_pipe(qwen3: Command) -> None:
 
 def test_turns_history_and_leaving_on_a_terminal(qwen3: Command) -> None:
     terminal = qwen3.terminal("chat", *GREEDY)
-    ready(terminal)
+    terminal.wait_for_prompt()
     seen = ask(terminal, QUESTION)
     assert "60" in seen and "thinking" in seen
     terminal.type("\x1b[A")  # the arrow brings the last line back
-    terminal.wait_for(re.escape(QUESTION))
+    terminal.wait_to_see(QUESTION)
     assert "60" in ask(terminal, "")
     assert "2 turns" in ask(terminal, "/stats", "last reply")
     terminal.press("d")
@@ -110,37 +105,37 @@ def test_turns_history_and_leaving_on_a_terminal(qwen3: Command) -> None:
 
 def test_ctrl_c_drops_a_line_and_ends_a_reply_but_not_the_session(qwen3: Command) -> None:
     terminal = qwen3.terminal("chat", *ENDLESS)
-    ready(terminal)
+    terminal.wait_for_prompt()
     terminal.type("/exit")
     terminal.press("c")
-    ready(terminal)
+    terminal.wait_for_prompt()
     terminal.type("hello\r")
     terminal.wait_for(r"\w{20}")
     terminal.press("c")
     assert "(user)" in terminal.wait_for(STATISTICS)
-    ready(terminal)
+    terminal.wait_for_prompt()
     assert "1 turns" in ask(terminal, "/stats", "last reply")
     terminal.type("again\r")
     terminal.wait_for(r"\w{20}")
     terminal.press("c")
     terminal.wait_for(STATISTICS)
-    ready(terminal)
+    terminal.wait_for_prompt()
     terminal.type("/exit\r")
     assert terminal.finish() == 0
     assert terminal.echoes
 
 
 def test_a_paste_of_several_lines_is_one_message(qwen3: Command) -> None:
-    terminal = qwen3.terminal("chat", *GREEDY)
-    ready(terminal)
+    terminal = qwen3.terminal("chat", *GREEDY, "--budget", "0", "--max-tokens", "4")
+    terminal.wait_for_prompt()
     lines = "\n".join(["What is 17 + 48 - 5?"] + 50 * ["pasted line"])
     terminal.type(f"\x1b[200~{lines}\x1b[201~")
     terminal.type("\r")
     terminal.wait_for(STATISTICS)
-    ready(terminal)
+    terminal.wait_for_prompt()
     terminal.type("one\x1b\rtwo\r")  # Alt-Enter
     terminal.wait_for(STATISTICS)
-    ready(terminal)
+    terminal.wait_for_prompt()
     assert "2 turns" in ask(terminal, "/stats", "last reply")
     terminal.press("d")
     assert terminal.finish() == 0
@@ -148,9 +143,8 @@ def test_a_paste_of_several_lines_is_one_message(qwen3: Command) -> None:
 
 def test_an_error_ends_the_turn_not_the_session(qwen3: Command) -> None:
     terminal = qwen3.terminal("chat", *GREEDY, "--ctx", "64")
-    ready(terminal)
+    terminal.wait_for_prompt()
     ask(terminal, "x " * 100, "qwen3: .*context of 64")
-    terminal.wait_for(".")
     ask(terminal, "/stats", "0 turns")
     terminal.press("d")
     assert terminal.finish() == 0
@@ -158,10 +152,10 @@ def test_an_error_ends_the_turn_not_the_session(qwen3: Command) -> None:
 
 def test_the_screen_after_a_turn(qwen3: Command) -> None:
     terminal = qwen3.terminal("chat", *GREEDY, "--thoughts", "hide")
-    ready(terminal)
+    terminal.wait_for_prompt()
     ask(terminal, QUESTION)
     lines = terminal.screen.splitlines()
-    assert lines[1] == f"> {QUESTION}"
-    assert lines[2] == "60" and lines[3].startswith("thinking ")
+    assert lines[1:3] == [f"> {QUESTION}", "60"]
+    assert lines[3].startswith("thinking ") and lines[4] == ">"
     terminal.press("d")
     assert terminal.finish() == 0

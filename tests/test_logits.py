@@ -72,12 +72,13 @@ def kl_divergence(reference: Logits, ours: Logits) -> NDArray[np.float64]:
     """KL(reference || ours) of each row, in nats."""
 
     def log_softmax(x: Logits) -> NDArray[np.float64]:
-        y = x.astype(np.float64)
+        y: NDArray[np.float64] = x.astype(np.float64)
         y -= y.max(-1, keepdims=True)
-        return y - np.log(np.exp(y).sum(-1, keepdims=True))
+        y -= np.log(np.exp(y).sum(-1, keepdims=True))
+        return y
 
     p, q = log_softmax(reference), log_softmax(ours)
-    return (np.exp(p) * (p - q)).sum(-1)
+    return np.asarray((np.exp(p) * (p - q)).sum(-1))
 
 
 def mean_kl_divergence(session: Session, name: str) -> float:

@@ -1,4 +1,5 @@
 /* scalar.c - the backend in plain C: the oracle that the others are tested against. */
+#include "codec.h"
 #include "unpack.h"
 
 enum { TILE = 16 }; /* columns that share an unpacked unit */

@@ -27,7 +27,7 @@
 #include <string.h>
 
 #include "backend.h"
-#include "codec.h"
+#include "decode.h"
 #ifdef __F16C__
 #include <immintrin.h>
 #endif

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "codec.h"
+#include "decode.h"
 #include "qwen3.h"
 
 enum { N = 512, ROUNDS = 200 };

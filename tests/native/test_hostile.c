@@ -50,7 +50,7 @@ static bool damage(const char *path) {
     for (size_t cut = 0; cut < header && ok; cut++) {
         uint8_t *copy = malloc(cut); /* its own end, so that a read past it is seen */
         if (copy && cut) memcpy(copy, image, cut);
-        ok = exercise(copy, cut) == REFUSED;
+        ok = copy && exercise(copy, cut) == REFUSED;
         free(copy);
         if (!ok) fprintf(stderr, "%s cut at byte %zu still opens\n", path, cut);
     }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "backend.h"
+#include "codec.h"
 #include "cpu/unpack.h"
 
 static int failures;

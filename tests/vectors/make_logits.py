@@ -85,7 +85,7 @@ TINY = [
 
 def small_tokenizer() -> dict[str, Any]:
     """The first bytes and merges of the Qwen3 tokenizer and its added tokens."""
-    full = json.loads((DATA / "nano-dense" / "tokenizer.json").read_text())
+    full: dict[str, Any] = json.loads((DATA / "nano-dense" / "tokenizer.json").read_text())
     n = 256 + N_MERGES
     model = full["model"]
     model["vocab"] = {text: i for text, i in model["vocab"].items() if i < n}
