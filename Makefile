@@ -1,13 +1,14 @@
 # make run    builds everything and answers a question with visible thinking
 # make test   builds everything and runs the tests
 # make check  lint and types;  make sanitize  the native tests under ASan and UBSan, then TSan
+# make fuzz   the GGUF reader under libFuzzer (clang);  make arm  the NEON kernels under qemu
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/*.c native/*.h native/*.cpp native/cpu/*.c native/cpu/*.h templates/*.jinja)
 
-.PHONY: all run test check format sanitize fuzz clean
+.PHONY: all run test check format sanitize fuzz arm clean
 all: $(STAMP)
 
 $(BIN)/python:
@@ -34,19 +35,29 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-sanitize:
-	cmake -S . -B build/asan -DQWEN3_PYTHON=OFF -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=address,undefined
-	cmake --build build/asan -j2
-	ctest --test-dir build/asan --output-on-failure
-	cmake -S . -B build/tsan -DQWEN3_PYTHON=OFF -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=thread
-	cmake --build build/tsan -j2
-	ctest --test-dir build/tsan --output-on-failure -R "pool|engine"
+NATIVE_BUILD = $(BIN)/cmake -S . -DQWEN3_PYTHON=OFF
 
-fuzz:
-	CC=clang CXX=clang++ cmake -S . -B build/fuzz -DQWEN3_PYTHON=OFF -DQWEN3_FUZZ=ON -DQWEN3_SANITIZE=address,undefined
-	cmake --build build/fuzz -j2
+sanitize: $(BIN)/python
+	$(NATIVE_BUILD) -B build/asan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/asan -j2
+	$(BIN)/ctest --test-dir build/asan --output-on-failure
+	$(NATIVE_BUILD) -B build/tsan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=thread
+	$(BIN)/cmake --build build/tsan -j2
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|hostile"
+
+fuzz: $(BIN)/python
+	$(NATIVE_BUILD) -B build/fuzz -DCMAKE_C_COMPILER=clang -DQWEN3_FUZZ=ON -DQWEN3_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/fuzz -j2
 	mkdir -p build/fuzz/corpus && cp tests/data/tiny.gguf build/fuzz/corpus/
 	build/fuzz/tests/native/fuzz_gguf -max_total_time=20 -max_len=262144 -print_final_stats=1 build/fuzz/corpus
+
+ARM := aarch64-linux-gnu-gcc
+arm: $(BIN)/python
+	$(NATIVE_BUILD) -B build/arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_C_COMPILER=$(ARM) -DCMAKE_EXE_LINKER_FLAGS=-static -DQWEN3_TESTS=ON
+	$(BIN)/cmake --build build/arm -j2 --target test_kernels test_pool
+	qemu-aarch64 -cpu max build/arm/tests/native/test_kernels 300
+	qemu-aarch64 -cpu max build/arm/tests/native/test_pool
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qwen3cli import registry
-from qwen3cli.errors import INTERRUPTED, Qwen3Error
+from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error
 from qwen3cli.options import Options
 from qwen3cli.run import open_conversation, settings_of, statistics, stream
 from qwen3cli.session import Conversation, Reply, Settings
@@ -41,7 +41,8 @@ def chat(options: Options, terminal: Terminal) -> int:
         except Qwen3Error as error:
             if not typed:
                 raise
-            terminal.note(f"qwen3: {error}")
+            hint = "; /clear forgets what was said" if isinstance(error, ContextOverflow) else ""
+            terminal.note(f"qwen3: {error}{hint}")
         if talk.left:
             break
         if talk.interrupted and not typed:
@@ -116,7 +117,8 @@ class _Chat:
         thinking = "off" if settings.think is False else "on"
         budget = "none" if settings.budget is None else settings.budget
         note = self._terminal.note
-        note(f"{turns} turns, {len(session)} of {session.n_ctx} tokens of context")
+        plural = "" if turns == 1 else "s"
+        note(f"{turns} turn{plural}, {len(session)} of {session.n_ctx} tokens of context")
         note(f"thinking {thinking}, budget {budget}")
         if self._last is not None:
             note(f"last reply: {statistics(self._last)}")

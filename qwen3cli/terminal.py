@@ -35,8 +35,8 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text cleaned, and on one line."""
-    return " ".join(clean(text).split("\n"))
+    """The text cleaned, and on one line, with spaces for newlines and tabs."""
+    return clean(text).replace("\n", " ").replace("\t", " ")
 
 
 class OutputClosed(Exception):
@@ -166,13 +166,13 @@ class Terminal:
             yield lambda _done, _total: None
             return
         from rich.console import Console
-        from rich.markup import escape
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(escape(one_line(title))), BarColumn(), TimeRemainingColumn())
+        face = TextColumn("{task.description}", markup=False)
+        columns = (face, BarColumn(), TimeRemainingColumn())
         console = Console(stderr=True, force_terminal=self._err.is_styled)
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=None)
+            task = bar.add_task(one_line(title), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def _screen(self, stream: _Stream, text: str) -> None:

@@ -58,7 +58,7 @@ def test_commands_change_the_session_and_never_reach_the_model(qwen3: Command) -
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     notes = done.stderr.splitlines()
     assert notes[0] == "thinking off"
-    assert re.fullmatch(r"1 turns?, \d+ of 4096 tokens of context", notes[1])
+    assert re.fullmatch(r"1 turn, \d+ of 4096 tokens of context", notes[1])
     assert "last reply: thinking off" in notes[3]
     assert notes[4:6] == ["thinking on", "system message set"]
     assert "unknown command /bugdet; did you mean /budget?" in notes[6]
@@ -114,7 +114,7 @@ def test_ctrl_c_drops_a_line_and_ends_a_reply_but_not_the_session(qwen3: Command
     terminal.press("c")
     assert "(user)" in terminal.wait_for(STATISTICS)
     terminal.wait_for_prompt()
-    assert "1 turns" in ask(terminal, "/stats", "last reply")
+    assert "1 turn," in ask(terminal, "/stats", "last reply")
     terminal.type("again\r")
     terminal.wait_for(r"\w{20}")
     terminal.press("c")

@@ -136,12 +136,19 @@ def test_json_is_one_safe_line(open_terminal) -> None:
 
 def test_a_table_is_tab_separated_in_a_pipe_and_never_markup(open_terminal) -> None:
     terminal, stdout, _ = open_terminal(out=False, err=False)
-    terminal.table(("key", "value"), [("a", "1\n2\x1b[2J"), ("b", "[red]x[/]")])
-    assert stdout.text == "a\t1 2[2J\nb\t[red]x[/]\n"
+    terminal.table(("key", "value"), [("a", "1\n2\t\x1b[2J"), ("b", "[red]x[/]")])
+    assert stdout.text == "a\t1 2 [2J\nb\t[red]x[/]\n"
     terminal, stdout, _ = open_terminal(out=True, err=True)
     terminal.table(("key", "value"), [("[red]a[/]", "\x1b[2J")])
     assert "[red]a[/]" in stdout.text
     assert "\x1b[2J" not in stdout.text
+
+
+def test_a_progress_bar_shows_a_hostile_title_as_text(open_terminal) -> None:
+    terminal, _, stderr = open_terminal(out=True, err=True)
+    with terminal.progress("[red]{task}\x1b[2J") as move:
+        move(1, 2)
+    assert "[red]{task}[2J" in stderr.text and "\x1b[2J" not in stderr.text
 
 
 SCRIPT = """

@@ -108,15 +108,18 @@ def test_str_and_bytes_agree_and_threads_share_a_tokenizer(
 
 def test_long_texts_take_linear_time(tokenizer: Tokenizer) -> None:
     rng = random.Random(1)
+    n = MEGABYTE // 4
     texts = [unit * (MEGABYTE // len(unit.encode())) for unit in "a .\n7é的👍\u0301"]
-    texts += [unit * (MEGABYTE // 4) for unit in ("\r\n", " \n", "<|", "\u0323\u0301", "e\u0301")]
+    texts += ["\r\n" * n, " \n" * n, "<|" * n]
     texts.append("".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(MEGABYTE)))
-    for text in texts:
+    normalized = {text: text for text in texts}
+    normalized |= {"e\u0301" * n: "é" * n, "\u0301\u0323" * n: "\u0323" * n + "\u0301" * n}
+    for text, expected in normalized.items():
         start = time.process_time()
         ids = tokenizer.encode(text, added=True)
         # Takes under a second; a step of quadratic cost would take many minutes.
         assert time.process_time() - start < 20, ascii(text[:4])
-        assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+        assert tokenizer.decode(ids) == expected
 
 
 # ---- added tokens -----------------------------------------------------------
@@ -133,9 +136,8 @@ def test_added_tokens_are_read_only_when_asked_for(tokenizer: Tokenizer) -> None
 
 def test_kinds_and_bytes_of_tokens(tokenizer: Tokenizer) -> None:
     assert len(tokenizer) == N_VOCAB
-    think, end = tokenizer.token_id("<think>"), tokenizer.token_id("<|im_end|>")
-    assert (think, end) == (151667, 151645)
-    assert tokenizer.token_id("<nothing>") is None
+    assert tokenizer.added["<think>"] == 151667
+    assert tokenizer.added["<|im_end|>"] == 151645
     assert not tokenizer.is_control(151667) and tokenizer.is_control(151645)
     assert tokenizer.token_bytes(151667) == b"<think>"
     assert tokenizer.token_bytes(0) == b"!"
