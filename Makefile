@@ -46,10 +46,12 @@ sanitize: $(BIN)/python
 	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|hostile"
 
 fuzz: $(BIN)/python
-	$(NATIVE_BUILD) -B build/fuzz -DCMAKE_C_COMPILER=clang -DQWEN3_FUZZ=ON -DQWEN3_SANITIZE=address,undefined
+	$(NATIVE_BUILD) -B build/fuzz -DCMAKE_C_COMPILER=clang -DQWEN3_FUZZ=ON \
+	  -DQWEN3_SANITIZE=address,undefined,fuzzer-no-link
 	$(BIN)/cmake --build build/fuzz -j2
-	mkdir -p build/fuzz/corpus && cp tests/data/tiny.gguf build/fuzz/corpus/
-	build/fuzz/tests/native/fuzz_gguf -max_total_time=20 -max_len=262144 -print_final_stats=1 build/fuzz/corpus
+	mkdir -p build/fuzz/corpus
+	build/fuzz/tests/native/fuzz_gguf build/fuzz/corpus -max_total_time=20 -print_final_stats=1 \
+	  -seed_inputs=tests/data/tiny.gguf,tests/data/tiny-moe.gguf
 
 ARM := aarch64-linux-gnu-gcc
 arm: $(BIN)/python

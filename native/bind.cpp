@@ -107,7 +107,7 @@ uint32_t type_of(const string &name) {
 
 struct File {
     qwen3_file *file;
-    explicit File(const string &path) {
+    explicit File(const nb::bytes &path) {
         qwen3_error err;
         file = qwen3_file_open(path.c_str(), &err);
         if (!file) raise(err);
@@ -121,7 +121,7 @@ struct File {
 struct Tokenizer {
     std::unique_ptr<File> file;
     qwen3_tokenizer *tokenizer;
-    explicit Tokenizer(const string &path) : file(std::make_unique<File>(path)) {
+    explicit Tokenizer(const nb::bytes &path) : file(std::make_unique<File>(path)) {
         init(file->file);
     }
     explicit Tokenizer(const qwen3_file *of_model) { init(of_model); }
@@ -158,13 +158,13 @@ struct Tokenizer {
 
 struct Model {
     qwen3_model *model;
-    Model(const string &path, int threads) {
+    Model(const nb::bytes &path, int threads) {
         qwen3_error err;
-        nb::gil_scoped_release release;
-        model = qwen3_model_open(path.c_str(), threads, &err);
-        if (model) return;
-        nb::gil_scoped_acquire acquire;
-        raise(err);
+        {
+            nb::gil_scoped_release release;
+            model = qwen3_model_open(path.c_str(), threads, &err);
+        }
+        if (!model) raise(err);
     }
     Model(const Model &) = delete;
     ~Model() { qwen3_model_close(model); }
@@ -295,11 +295,12 @@ OwnedFloats dequantize(const string &type_name, const Bytes1 &data, size_t n) {
 } // namespace
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false); // a session that lives until exit is no fault of its user
     native_error = PyErr_NewException("qwen3cli._native.NativeError", PyExc_Exception, nullptr);
     m.attr("NativeError") = nb::handle(native_error);
 
     nb::class_<File>(m, "File")
-        .def(nb::init<const string &>(), "path"_a)
+        .def(nb::init<const nb::bytes &>(), "path"_a)
         .def_prop_ro("version", [](const File &f) { return qwen3_file_version(f.file); })
         .def("metadata", [](const File &f, int64_t max) { return metadata(f.file, max); },
              "max_items"_a = -1)
@@ -314,7 +315,7 @@ NB_MODULE(_native, m) {
              "index"_a);
 
     nb::class_<Tokenizer>(m, "Tokenizer")
-        .def(nb::init<const string &>(), "path"_a)
+        .def(nb::init<const nb::bytes &>(), "path"_a)
         .def_prop_ro("n_tokens",
                      [](const Tokenizer &t) { return qwen3_tokenizer_n_tokens(t.tokenizer); })
         .def("encode", &Tokenizer::encode, "text"_a, "parse_added"_a = false)
@@ -349,7 +350,7 @@ NB_MODULE(_native, m) {
         .def("cancel", [](Session &s) { qwen3_session_cancel(s.session); });
 
     nb::class_<Model>(m, "Model")
-        .def(nb::init<const string &, int>(), "path"_a, "threads"_a = 0)
+        .def(nb::init<const nb::bytes &, int>(), "path"_a, "threads"_a = 0)
         .def_prop_ro("config", &Model::config)
         .def_prop_ro("threads", [](const Model &x) { return qwen3_model_n_threads(x.model); })
         .def_prop_ro("isa", [](const Model &x) { return qwen3_model_isa(x.model); })

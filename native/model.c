@@ -257,6 +257,13 @@ static qwen3_status bind_tensors(qwen3_model *m, qwen3_error *err) {
     m->output_norm = bind_norm(&b, -1, "output_norm", c->n_embd);
     for (int i = 0; i < c->n_layers && !b.failed; i++) bind_layer(&b, i);
     if (b.failed) return err ? err->status : QWEN3_ERR_FORMAT;
+    for (size_t i = 0; i < qwen3_file_n_tensors(m->file); i++) {
+        qwen3_str name = qwen3_file_tensor(m->file, i)->name;
+        if (name.len > 5 && memcmp(name.data + name.len - 5, ".bias", 5) == 0)
+            return fail(err, QWEN3_ERR_UNSUPPORTED,
+                        "tensor '%.*s': Qwen3 has no biases, so this is another architecture",
+                        STR_ARG(name));
+    }
     c->default_kv = m->layers[0].k.type == TYPE_F32 ? QWEN3_KV_F32 : QWEN3_KV_F16;
     return QWEN3_OK;
 }

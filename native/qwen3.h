@@ -148,7 +148,8 @@ typedef struct {
 qwen3_session *qwen3_session_new(qwen3_model *, int32_t n_ctx, qwen3_kv_type, qwen3_error *err);
 void qwen3_session_free(qwen3_session *);
 /* Makes ids[0..n) the session's tokens, computing only what its kv cache does
- * not hold already, and leaves the logits of position n-1. Returns how many
+ * not hold already, and leaves the logits of position n-1 (none when n is 0,
+ * which empties the session). Returns how many
  * tokens were reused, or -1: on a context overflow nothing has changed; when
  * cancelled the tokens computed so far are kept. */
 int64_t qwen3_sync(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
@@ -169,10 +170,12 @@ void qwen3_session_cancel(qwen3_session *);
 
 /* ---- block codecs, shared with the quantizer ------------------------------ */
 
-/* n floats, a multiple of the type's block size; type is a ggml type number. */
+/* n floats, a multiple of the type's block size; type is a ggml type number and src
+ * may have any alignment. */
 qwen3_status qwen3_dequantize(uint32_t type, const void *src, float *dst, size_t n,
                               qwen3_error *err);
-/* weights: NULL, or n_per_row importances shared by every row. */
+/* weights: NULL, or n_per_row importances shared by every row. Refuses values that
+ * are not finite or beyond the type: 65504 for all but F32 and BF16. */
 qwen3_status qwen3_quantize(uint32_t type, const float *src, void *dst, size_t n, size_t n_per_row,
                             const float *weights, qwen3_error *err);
 /* Bytes of n items, 0 for an unknown type or an n that is not whole blocks. */

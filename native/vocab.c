@@ -50,17 +50,16 @@ typedef struct {
 
 static int32_t slot_id(uint64_t slot) { return (int32_t)(uint32_t)slot - 1; }
 
+/* The slot of a token, or the empty one where it belongs. */
 static uint64_t *find_token(const token_map *map, const uint8_t *p, size_t n, uint64_t hash) {
-    const qwen3_tokenizer *t = map->t;
     for (size_t at = hash & map->mask;; at = (at + 1) & map->mask) {
         uint64_t slot = map->slots[at];
-        if (slot == 0) return &map->slots[at];
-        if (slot >> 32 != hash >> 32) continue;
-        int32_t id = slot_id(slot);
-        if (token_is(t, id, p, n)) return &map->slots[at];
+        if (slot == 0 || (slot >> 32 == hash >> 32 && token_is(map->t, slot_id(slot), p, n)))
+            return &map->slots[at];
     }
 }
 
+/* The id of a token, -1 if the map lacks it. */
 static int32_t token_of(const token_map *map, const uint8_t *p, size_t n, uint64_t hash) {
     return slot_id(*find_token(map, p, n, hash));
 }
@@ -98,8 +97,8 @@ static const qwen3_kv *find_array(const qwen3_file *file, const char *key, qwen3
     const qwen3_kv *kv = gguf_find(file, key);
     if (!kv)
         fail(err, QWEN3_ERR_FORMAT, "%s is missing: this file holds no usable tokenizer", key);
-    else if (kv->type != QWEN3_ARRAY || kv->count > INT32_MAX - 1)
-        fail(err, QWEN3_ERR_FORMAT, "%s is not an array of at most 2^31 items", key);
+    else if (kv->type != QWEN3_ARRAY || kv->count > INT32_MAX)
+        fail(err, QWEN3_ERR_FORMAT, "%s is not an array of fewer than 2^31 items", key);
     else
         return kv;
     return NULL;

@@ -12,7 +12,7 @@ class NativeError(Exception):
 class File:
     """A GGUF file: metadata and tensor table, nothing computed."""
 
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: bytes) -> None: ...
     version: int
     def metadata(self, max_items: int = -1) -> dict[str, Any]:
         """Values by key; an array longer than max_items (>= 0) comes as ("array", item_type, count)."""
@@ -22,7 +22,7 @@ class File:
         """The raw bytes of a tensor (a read-only view of the mapping)."""
 
 class Tokenizer:
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: bytes) -> None: ...
     n_tokens: int
     def encode(self, text: bytes, parse_added: bool = False) -> list[int]: ...
     def token_bytes(self, token: int) -> bytes: ...
@@ -34,7 +34,7 @@ class Tokenizer:
         """The bytes of the tokens, one after the other."""
 
 class Model:
-    def __init__(self, path: str, threads: int = 0) -> None: ...
+    def __init__(self, path: bytes, threads: int = 0) -> None: ...
     config: dict[str, Any]
     threads: int
     isa: str

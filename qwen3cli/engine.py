@@ -78,7 +78,7 @@ class Tokenizer:
             return
         path = _existing(source)
         try:
-            self._native = _native.Tokenizer(path)
+            self._native = _native.Tokenizer(os.fsencode(path))
         except _native.NativeError as error:
             raise _raise(error, path) from None
 
@@ -136,7 +136,7 @@ class Model:
         """threads 0: one per physical core. Raises ModelNotFound or FormatError."""
         self.path = Path(_existing(path))
         try:
-            self._native = _native.Model(str(self.path), threads)
+            self._native = _native.Model(os.fsencode(self.path), threads)
             self.tokenizer = Tokenizer(self._native.tokenizer())
         except _native.NativeError as error:
             raise _raise(error, str(self.path)) from None
@@ -257,7 +257,7 @@ class ModelFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            self._native = _native.File(_existing(path))
+            self._native = _native.File(os.fsencode(_existing(path)))
         except _native.NativeError as error:
             raise _raise(error, os.fspath(path)) from None
 
