@@ -17,7 +17,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install -q "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 
 $(STAMP): $(BIN)/python pyproject.toml CMakeLists.txt $(NATIVE)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -C cmake.define.QWEN3_WERROR=ON -e ".[test,dev]"
 	@touch $(STAMP)
 
 run: $(STAMP)
@@ -35,7 +35,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-NATIVE_BUILD = $(BIN)/cmake -S . -DQWEN3_PYTHON=OFF
+NATIVE_BUILD = $(BIN)/cmake -S . -DQWEN3_PYTHON=OFF -DQWEN3_WERROR=ON
 
 sanitize: $(BIN)/python
 	$(NATIVE_BUILD) -B build/asan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=address,undefined

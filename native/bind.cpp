@@ -116,18 +116,12 @@ struct File {
     ~File() { qwen3_file_close(file); }
 };
 
-// A tokenizer reads its vocabulary from the file it came from, so it keeps that alive:
-// file when it opened one itself, the Python object of the model otherwise.
-struct Tokenizer {
-    std::unique_ptr<File> file;
+struct Tokenizer { // copies what it needs of a file
     qwen3_tokenizer *tokenizer;
-    explicit Tokenizer(const nb::bytes &path) : file(std::make_unique<File>(path)) {
-        init(file->file);
-    }
-    explicit Tokenizer(const qwen3_file *of_model) { init(of_model); }
-    void init(const qwen3_file *source) {
+    explicit Tokenizer(const nb::bytes &path) : Tokenizer(File(path).file) {}
+    explicit Tokenizer(const qwen3_file *file) {
         qwen3_error err;
-        tokenizer = qwen3_tokenizer_new(source, &err);
+        tokenizer = qwen3_tokenizer_new(file, &err);
         if (!tokenizer) raise(err);
     }
     Tokenizer(const Tokenizer &) = delete;
@@ -358,8 +352,7 @@ NB_MODULE(_native, m) {
              [](const Model &x, int64_t max) { return metadata(qwen3_model_file(x.model), max); },
              "max_items"_a = -1)
         .def("tokenizer",
-             [](const Model &x) { return new Tokenizer(qwen3_model_file(x.model)); },
-             nb::keep_alive<0, 1>())
+             [](const Model &x) { return new Tokenizer(qwen3_model_file(x.model)); })
         .def("session",
              [](const Model &x, int32_t n_ctx, const string &kv) {
                  return new Session(x, n_ctx, kv);

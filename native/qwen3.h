@@ -88,6 +88,7 @@ const char *qwen3_type_name(uint32_t type);
 
 /* ---- tokenizer: byte-level BPE of the Qwen family ------------------------ */
 
+/* Copies what it needs: the file may be closed before the tokenizer. */
 qwen3_tokenizer *qwen3_tokenizer_new(const qwen3_file *, qwen3_error *err);
 void qwen3_tokenizer_free(qwen3_tokenizer *);
 size_t qwen3_tokenizer_n_tokens(const qwen3_tokenizer *);

@@ -96,8 +96,10 @@ static size_t decompose(uint32_t code, uint32_t *out) {
 
 /* The canonical composite of two characters, 0 if there is none. */
 static uint32_t compose(uint32_t first, uint32_t second) {
-    if (first - HANGUL_L < HANGUL_L_COUNT && second - HANGUL_V < HANGUL_V_COUNT)
-        return HANGUL_S + ((first - HANGUL_L) * HANGUL_V_COUNT + second - HANGUL_V) * HANGUL_T_COUNT;
+    if (first - HANGUL_L < HANGUL_L_COUNT && second - HANGUL_V < HANGUL_V_COUNT) {
+        uint32_t index = (first - HANGUL_L) * HANGUL_V_COUNT + second - HANGUL_V;
+        return HANGUL_S + index * HANGUL_T_COUNT;
+    }
     if (first - HANGUL_S < HANGUL_S_COUNT && (first - HANGUL_S) % HANGUL_T_COUNT == 0 &&
         second - (HANGUL_T + 1) < HANGUL_T_COUNT - 1)
         return first + second - HANGUL_T;
