@@ -2,8 +2,8 @@
 
 python bench/budget_curve.py MODEL.gguf [--sums 300]
 
-Greedy; sums and differences of 2 to 5 terms, evenly; B = 0 is the non-thinking mode. It goes through
-the same Conversation as `qwen3 run`, so what is measured is what a user gets.
+Greedy; sums and differences of 2 to 5 terms, evenly; B = 0 is the non-thinking mode. It goes
+through the same Conversation as `qwen3 run`, so what is measured is what a user gets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qwen3cli.engine import Model
 from qwen3cli.session import Conversation, Reply, Settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs/nano-recipe"))
-from data import chain  # type: ignore[import-not-found]  # noqa: E402
+from data import chain  # type: ignore[import-not-found]
 
 BUDGETS = (0, 16, 32, 64, 96, 128, 192)
 
@@ -41,7 +41,9 @@ def main() -> None:
             assert isinstance(reply, Reply) and reply.thinking_tokens <= budget
             right += reply.answer.strip() == answer
             used += reply.thinking_tokens
-        print(f"| {budget} | {100 * right / args.sums:.1f} % | {used / args.sums:.0f} |", flush=True)
+        print(
+            f"| {budget} | {100 * right / args.sums:.1f} % | {used / args.sums:.0f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

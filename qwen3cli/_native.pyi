@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 class NativeError(Exception):
-    """args: (status, text); status is arg, io, format, unsupported, memory, context or cancelled."""
+    """args: (status, text); status is arg, io, format, unsupported, memory, context or
+    cancelled."""
 
 class File:
     """A GGUF file: metadata and tensor table, nothing computed."""
@@ -15,7 +16,8 @@ class File:
     def __init__(self, path: bytes) -> None: ...
     version: int
     def metadata(self, max_items: int = -1) -> dict[str, Any]:
-        """Values by key; an array longer than max_items (>= 0) comes as ("array", item_type, count)."""
+        """Values by key; an array longer than max_items (>= 0) comes as
+        ("array", item_type, count)."""
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""
     def tensor(self, index: int) -> NDArray[np.uint8]:
