@@ -193,7 +193,8 @@ struct Session {
     Session(const Model &m, int32_t n_ctx, const string &kv) {
         if (kv != "f16" && kv != "f32") throw nb::value_error("kv is \"f16\" or \"f32\"");
         qwen3_error err;
-        session = qwen3_session_new(m.model, n_ctx, kv == "f32" ? QWEN3_KV_F32 : QWEN3_KV_F16, &err);
+        qwen3_kv_type type = kv == "f32" ? QWEN3_KV_F32 : QWEN3_KV_F16;
+        session = qwen3_session_new(m.model, n_ctx, type, &err);
         if (!session) raise(err);
         n_vocab = (size_t)qwen3_model_config(m.model)->n_vocab;
     }
@@ -253,7 +254,7 @@ template <typename T> nb::capsule owner_of(T *array) {
     return nb::capsule(array, [](void *p) noexcept { delete[] static_cast<T *>(p); });
 }
 
-OwnedBytes quantize(const string &type_name, const Floats2 &rows,
+OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
                     const std::optional<Floats1> &weights) {
     uint32_t type = type_of(type_name);
     size_t n_rows = rows.shape(0), n_per_row = rows.shape(1);
@@ -274,7 +275,7 @@ OwnedBytes quantize(const string &type_name, const Floats2 &rows,
     return {out, {n_rows, row_bytes}, owner};
 }
 
-OwnedFloats dequantize(const string &type_name, const Bytes1 &data, size_t n) {
+OwnedFloats dequantize_values(const string &type_name, const Bytes1 &data, size_t n) {
     uint32_t type = type_of(type_name);
     size_t bytes = qwen3_type_bytes(type, n);
     if (bytes == 0 || data.shape(0) < bytes)
@@ -359,8 +360,8 @@ NB_MODULE(_native, m) {
              },
              "n_ctx"_a, "kv"_a, nb::keep_alive<0, 1>());
 
-    m.def("quantize", &quantize, "type"_a, "rows"_a, "weights"_a = nb::none());
-    m.def("dequantize", &dequantize, "type"_a, "data"_a, "n"_a);
+    m.def("quantize", &quantize_rows, "type"_a, "rows"_a, "weights"_a = nb::none());
+    m.def("dequantize", &dequantize_values, "type"_a, "data"_a, "n"_a);
     m.def("type_bytes",
           [](const string &type, size_t n) { return qwen3_type_bytes(type_of(type), n); },
           "type"_a, "n"_a);

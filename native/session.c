@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "graph.h"
 
 enum { MAX_BATCH = 512 }; /* tokens of one pass: bounds the working memory of prefill */
 
@@ -32,7 +33,7 @@ qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv
         status = fail(err, QWEN3_ERR_MEMORY, "out of memory for a session of %d tokens", n_ctx);
     if (status == QWEN3_OK) status = kv_init(&s->kv, &m->config, n_ctx, kv, err);
     if (status == QWEN3_OK)
-        status = graph_init(&s->graph, m, n_ctx, n_ctx < MAX_BATCH ? n_ctx : MAX_BATCH, err);
+        status = workspace_init(&s->work, m, n_ctx, n_ctx < MAX_BATCH ? n_ctx : MAX_BATCH, err);
     if (status != QWEN3_OK) {
         qwen3_session_free(s);
         return NULL;
@@ -42,7 +43,7 @@ qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv
 
 void qwen3_session_free(qwen3_session *s) {
     if (!s) return;
-    graph_free(&s->graph);
+    workspace_free(&s->work);
     kv_free(&s->kv);
     free(s->ids);
     free(s->logits);
@@ -57,10 +58,10 @@ static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, s
     s->n = keep;
     s->has_logits = false;
     while (s->n < n) {
-        size_t count = n - s->n < (size_t)s->graph.batch ? n - s->n : (size_t)s->graph.batch;
+        size_t count = n - s->n < (size_t)s->work.batch ? n - s->n : (size_t)s->work.batch;
         bool last = s->n + count == n;
         memmove(s->ids + s->n, ids + s->n, count * sizeof *ids); /* ids may be the session's own */
-        if (!graph_forward(&s->graph, &s->kv, s->ids + s->n, (int)count, (int)s->n,
+        if (!graph_forward(&s->work, &s->kv, s->ids + s->n, (int)count, (int)s->n,
                            last ? s->logits : NULL, &s->cancel))
             return fail(err, QWEN3_ERR_CANCELLED, "cancelled after %zu of %zu tokens", s->n, n);
         s->n += count;

@@ -2,7 +2,7 @@
 #ifndef QWEN3_SESSION_H
 #define QWEN3_SESSION_H
 
-#include "graph.h"
+#include "step.h"
 
 /* A token that may be drawn. */
 typedef struct {
@@ -15,7 +15,7 @@ struct qwen3_session {
     size_t n_ctx, n;
     int32_t *ids;          /* [n_ctx] */
     kv_cache kv;
-    graph graph;
+    workspace work;
     float *logits;         /* [n_vocab] of position n - 1 when has_logits */
     bool has_logits;
     candidate *candidates; /* [n_vocab], scratch of sampling */

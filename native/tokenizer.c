@@ -4,7 +4,7 @@
  * bytes of each piece are joined pair by pair, the lowest-ranked merge first. A
  * tokenizer never changes after it was made, so threads share it without locks.
  */
-#include "tokenizer.h"
+#include "vocab.h"
 
 #include <stdlib.h>
 

@@ -8,7 +8,7 @@
 
 #include "error.h"
 #include "gguf.h"
-#include "tokenizer.h"
+#include "vocab.h"
 #include "unicode.h"
 
 enum { /* tokenizer.ggml.token_type */

@@ -335,7 +335,7 @@ ALWAYS_INLINE void product_rows(const matmul_args *a, row_reader w, int row0, in
     }
 }
 
-/* ---- many columns: panels of eight rows, whose lanes are rows ---------------------------------- */
+/* ---- many columns: panels of eight rows, whose lanes are rows ------------------------ */
 
 enum { PANEL_COLS = 8 }; /* columns from which on unpacking a panel pays */
 
@@ -461,7 +461,7 @@ ALWAYS_INLINE void product_panel(const matmul_args *a, row_reader w, int row, in
     }
 }
 
-/* ---- the products ------------------------------------------------------------------------------ */
+/* ---- the products -------------------------------------------------------------------- */
 
 ALWAYS_INLINE void product(const matmul_args *a, row_reader w, int row0, int row1) {
     for (int col = 0; col < a->n_cols; col += TILE) {

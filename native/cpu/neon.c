@@ -192,7 +192,7 @@ ALWAYS_INLINE void product_rows(const matmul_args *a, row_reader w, int row0, in
     }
 }
 
-/* ---- many columns: panels of eight rows, whose lanes are rows ---------------------------------- */
+/* ---- many columns: panels of eight rows, whose lanes are rows ------------------------ */
 
 /* Four quants of each row lie side by side, as the dot product takes them. */
 typedef struct {
@@ -267,7 +267,7 @@ ALWAYS_INLINE void product_panel(const matmul_args *a, unit_kind kind, int row, 
         }
 }
 
-/* ---- the products ------------------------------------------------------------------------------ */
+/* ---- the products -------------------------------------------------------------------- */
 
 ALWAYS_INLINE void product(const matmul_args *a, row_reader w, int row0, int row1) {
     for (int col = 0; col < a->n_cols; col += TILE) {

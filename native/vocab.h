@@ -1,8 +1,8 @@
-/* tokenizer.h - the tables of a tokenizer, between vocab.c, which reads them from a
- * file, and tokenizer.c, which encodes with them.
+/* vocab.h - the tables of a tokenizer: vocab.c reads them from a file, tokenizer.c
+ * encodes with them.
  */
-#ifndef QWEN3_TOKENIZER_H
-#define QWEN3_TOKENIZER_H
+#ifndef QWEN3_VOCAB_H
+#define QWEN3_VOCAB_H
 
 #include <string.h>
 
