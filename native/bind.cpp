@@ -1,4 +1,4 @@
-// bind.cpp - the engine as a Python module (see qwen3cli/_native.pyi). It converts
+// bind.cpp - the engine as a Python module (see qwen3_native.pyi). It converts
 // and forwards; computations release the GIL.
 
 #include <nanobind/nanobind.h>
@@ -289,9 +289,9 @@ OwnedFloats dequantize_values(const string &type_name, const Bytes1 &data, size_
 
 } // namespace
 
-NB_MODULE(_native, m) {
+NB_MODULE(qwen3_native, m) {
     nb::set_leak_warnings(false); // a session that lives until exit is no fault of its user
-    native_error = PyErr_NewException("qwen3cli._native.NativeError", PyExc_Exception, nullptr);
+    native_error = PyErr_NewException("qwen3_native.NativeError", PyExc_Exception, nullptr);
     m.attr("NativeError") = nb::handle(native_error);
 
     nb::class_<File>(m, "File")

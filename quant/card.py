@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen3cli.errors import Qwen3Error
+from .errors import QuantError
 
 _CARD_BYTES = 65536
 # "Qwen3-30B-A3B-Instruct-2507": basename, size label, and the rest
@@ -59,7 +59,7 @@ def _front_matter(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise Qwen3Error(f"{path}: cannot be read: {error.strerror}") from None
+        raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
     match = re.match(r"---\n(.*?)^---$", text, re.DOTALL | re.MULTILINE)
     return match[1] if match else ""
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qwen3cli.errors import FormatError
-
 from .checkpoint import Experts, Hyperparameters
+from .errors import FormatError
 from .safetensors import Weights
 
 

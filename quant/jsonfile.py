@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qwen3cli.errors import FormatError, Qwen3Error
+from .errors import FormatError, QuantError
 
 MAX_BYTES = 100_000_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FormatError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise Qwen3Error(f"{path}: cannot be read: {error.strerror}") from None
+        raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
     if len(raw) > MAX_BYTES:
         raise FormatError(f"{path}: larger than {MAX_BYTES:,} bytes, which no such file needs")
     return parse_json(raw, path)

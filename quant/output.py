@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qwen3cli.errors import Qwen3Error, UsageError
+from .errors import QuantError, UsageError
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside path. What the block writes there is synced and
     renamed to path when the block ends well, and removed when it does not; what is
     left there by a killed process is overwritten by the next. An OSError of the
-    block becomes a Qwen3Error that names path."""
+    block becomes a QuantError that names path."""
     _refuse_others(path)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -44,7 +44,7 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Qwen3Error(f"{path}: another process is writing this file; wait for it") from None
+        raise QuantError(f"{path}: another process is writing this file; wait for it") from None
 
 
 def _refuse_others(path: Path) -> None:
@@ -69,11 +69,11 @@ def _sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _refusal(path: Path, error: OSError) -> Qwen3Error:
+def _refusal(path: Path, error: OSError) -> QuantError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = "free some space or choose another disk with -o"
     elif error.errno == errno.ENOENT:
-        return Qwen3Error(f"{path}: there is no directory {path.parent}; create it first")
+        return QuantError(f"{path}: there is no directory {path.parent}; create it first")
     else:
         advice = "choose another place with -o"
-    return Qwen3Error(f"{path}: cannot be written: {error.strerror}; {advice}")
+    return QuantError(f"{path}: cannot be written: {error.strerror}; {advice}")

@@ -19,15 +19,14 @@ from typing import BinaryIO
 
 import gguf
 import numpy as np
+import qwen3_native
 from numpy.typing import NDArray
-
-from qwen3cli import _native
-from qwen3cli.errors import FormatError, ModelNotFound, Qwen3Error
 
 from . import recipes
 from .card import directory_name, model_card
 from .checkpoint import read_hyperparameters
 from .convert import Tensor, plan
+from .errors import FormatError, QuantError, SourceNotFound
 from .metadata import add_general, add_hyperparameters
 from .output import replacing
 from .safetensors import Weights
@@ -95,12 +94,12 @@ def quantize(
 
     recipe: a name of recipes.RECIPES, in any case. threads 0: one per CPU. An
     existing GGUF file is replaced when all is done; a failure leaves nothing.
-    Raises UsageError, ModelNotFound, FormatError (the source), Qwen3Error (the
+    Raises UsageError, SourceNotFound, FormatError (the source), QuantError (the
     destination).
     """
     chosen = recipes.recipe(recipe)
     if not source.is_dir():
-        raise ModelNotFound(f"{source}: there is no such checkpoint directory")
+        raise SourceNotFound(f"{source}: there is no such checkpoint directory")
     started = time.monotonic()
     hp = read_hyperparameters(source)
     with Weights(source) as weights:
@@ -213,9 +212,9 @@ def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
             f"more than {chunk.kind} can hold; use BF16"
         )
     try:
-        return _native.quantize(chunk.kind, rows)
-    except _native.NativeError as error:
-        raise Qwen3Error(f"the tensor {chunk.source}: {error.args[1]}") from None
+        return qwen3_native.quantize(chunk.kind, rows)
+    except qwen3_native.NativeError as error:
+        raise QuantError(f"the tensor {chunk.source}: {error.args[1]}") from None
 
 
 def _bytes(tensor: Tensor, kind: str) -> int:
@@ -229,7 +228,7 @@ def _pad(file: BinaryIO) -> None:
 def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
-        raise Qwen3Error(
+        raise QuantError(
             f"{out}: needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; "
             "free some space or choose another disk with -o"
         )

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import gguf
 
-from qwen3cli.errors import UsageError
-
 from .checkpoint import Hyperparameters
 from .convert import Tensor
+from .errors import UsageError
 
 # What replaces a type whose blocks do not divide a row: 32-blocks for 256-blocks.
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}

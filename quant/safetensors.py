@@ -18,8 +18,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3cli.errors import FormatError, Qwen3Error
-
+from .errors import FormatError, QuantError
 from .jsonfile import MAX_BYTES, parse_json, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -64,7 +63,7 @@ class SafetensorsFile:
             raise FormatError(f"{path}: there is no such file; download it again") from None
         except OSError as error:
             self.close()
-            raise Qwen3Error(f"{path}: cannot be read: {error.strerror}") from None
+            raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
@@ -86,7 +85,7 @@ class SafetensorsFile:
         try:
             raw = os.pread(self._fd, count, offset)
         except OSError as error:
-            raise Qwen3Error(f"{self.path}: reading {what} failed: {error.strerror}") from None
+            raise QuantError(f"{self.path}: reading {what} failed: {error.strerror}") from None
         if len(raw) != count:
             raise FormatError(f"{self.path}: ends inside {what}; download it again")
         return raw

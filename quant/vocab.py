@@ -9,8 +9,7 @@ from typing import Any
 
 import gguf
 
-from qwen3cli.errors import FormatError, Qwen3Error
-
+from .errors import FormatError, QuantError
 from .jsonfile import MAX_BYTES, read_json
 
 # What "qwen2" in tokenizer.ggml.pre stands for: a file may claim it only if its
@@ -172,7 +171,7 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
             with path.open("rb") as file:
                 return file.read(MAX_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise Qwen3Error(f"{path}: cannot be read: {error}") from None
+            raise QuantError(f"{path}: cannot be read: {error}") from None
     template = config.get("chat_template")
     if isinstance(template, list):
         named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from quant.errors import QuantError
 from qwen3cli import __version__
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import ModelName, Options, Threads, shared
@@ -51,7 +52,7 @@ def _main() -> int:
 def _explained(error: Exception) -> tuple[str, int]:
     """What to tell about an error, and the exit code. QWEN3_TRACEBACK raises it instead."""
     wrong_usage: Any = typer.BadParameter.__base__  # click.UsageError, wherever Typer keeps it
-    if isinstance(error, Qwen3Error):
+    if isinstance(error, Qwen3Error | QuantError):
         return str(error), error.exit_code
     if isinstance(error, wrong_usage):
         command = error.ctx.command_path if error.ctx else "qwen3"

@@ -23,7 +23,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3cli import _native
+import qwen3_native
+
 from qwen3cli.errors import ContextOverflow, DoesNotFit, FormatError, ModelNotFound, Qwen3Error
 
 if TYPE_CHECKING:  # importing it takes longer than an answer of the smallest model
@@ -48,7 +49,7 @@ class Cancelled(Qwen3Error):
     exit_code = 130
 
 
-def _raise(error: _native.NativeError, path: str = "") -> Qwen3Error:
+def _raise(error: qwen3_native.NativeError, path: str = "") -> Qwen3Error:
     """path: the file that the error is about; one of the operating system names it already."""
     status, text = error.args
     if path and status != "io":
@@ -72,14 +73,14 @@ class Sampling:
 class Tokenizer:
     """Text to ids and back, from the vocabulary inside a GGUF file."""
 
-    def __init__(self, source: str | os.PathLike[str] | _native.Tokenizer) -> None:
-        if isinstance(source, _native.Tokenizer):
+    def __init__(self, source: str | os.PathLike[str] | qwen3_native.Tokenizer) -> None:
+        if isinstance(source, qwen3_native.Tokenizer):
             self._native = source
             return
         path = _existing(source)
         try:
-            self._native = _native.Tokenizer(os.fsencode(path))
-        except _native.NativeError as error:
+            self._native = qwen3_native.Tokenizer(os.fsencode(path))
+        except qwen3_native.NativeError as error:
             raise _raise(error, path) from None
 
     def __len__(self) -> int:
@@ -136,9 +137,9 @@ class Model:
         """threads 0: one per physical core. Raises ModelNotFound or FormatError."""
         self.path = Path(_existing(path))
         try:
-            self._native = _native.Model(os.fsencode(self.path), threads)
+            self._native = qwen3_native.Model(os.fsencode(self.path), threads)
             self.tokenizer = Tokenizer(self._native.tokenizer())
-        except _native.NativeError as error:
+        except qwen3_native.NativeError as error:
             raise _raise(error, str(self.path)) from None
 
     @property
@@ -165,14 +166,14 @@ class Model:
         size = n_ctx if n_ctx is not None else min(self.config["n_ctx_train"], DEFAULT_CONTEXT)
         try:
             return Session(self, self._native.session(size, kv or self.config["kv"]))
-        except _native.NativeError as error:
+        except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
 
 class Session:
     """One token sequence with its kv cache. Not for two threads at once."""
 
-    def __init__(self, model: Model, native: _native.Session) -> None:
+    def __init__(self, model: Model, native: qwen3_native.Session) -> None:
         self.model = model
         self._native = native
 
@@ -192,21 +193,21 @@ class Session:
         returns how many tokens were reused. Raises ContextOverflow, Cancelled."""
         try:
             return self._native.sync(ids)
-        except _native.NativeError as error:
+        except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
     def extend(self, ids: Sequence[int]) -> None:
         """Appends ids to the sequence and computes them."""
         try:
             self._native.extend(ids)
-        except _native.NativeError as error:
+        except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
     def logits(self) -> NDArray[np.float32]:
         """float32[n_vocab]: a copy of the logits of the last position."""
         try:
             return self._native.logits()
-        except _native.NativeError as error:
+        except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
     def sample(self, sampling: Sampling = Sampling(), *, generated_from: int | None = None) -> int:
@@ -226,7 +227,7 @@ class Session:
                 s.seed,
                 start,
             )
-        except _native.NativeError as error:
+        except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
     def generate(
@@ -249,7 +250,7 @@ class Session:
 
 def backends() -> list[str]:
     """The instruction sets that can run here; QWEN3_ISA forces one."""
-    return _native.isas()
+    return qwen3_native.isas()
 
 
 class ModelFile:
@@ -257,8 +258,8 @@ class ModelFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            self._native = _native.File(os.fsencode(_existing(path)))
-        except _native.NativeError as error:
+            self._native = qwen3_native.File(os.fsencode(_existing(path)))
+        except qwen3_native.NativeError as error:
             raise _raise(error, os.fspath(path)) from None
 
     @property

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import qwen3_native
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 from gguf.quants import quantize as gguf_quantize
 from numpy.typing import NDArray
-
-from qwen3cli import _native
 
 NANO = Path(__file__).parent / "data" / "nano-dense" / "model.safetensors"
 
@@ -74,13 +73,13 @@ def blocks_with_scales(name: str, scales: Floats) -> NDArray[np.uint8]:
 
 def decoded(name: str, blocks: NDArray[np.uint8]) -> Floats:
     n = blocks.shape[0] * BLOCKS[name][0]
-    return _native.dequantize(name, blocks.reshape(-1), n)
+    return qwen3_native.dequantize(name, blocks.reshape(-1), n)
 
 
 def round_trip(name: str, x: Floats, weights: Floats | None = None) -> Floats:
-    data = _native.quantize(name, x, weights)
-    assert data.shape == (x.shape[0], _native.type_bytes(name, x.shape[1]))
-    return _native.dequantize(name, data.reshape(-1), x.size).reshape(x.shape)
+    data = qwen3_native.quantize(name, x, weights)
+    assert data.shape == (x.shape[0], qwen3_native.type_bytes(name, x.shape[1]))
+    return qwen3_native.dequantize(name, data.reshape(-1), x.size).reshape(x.shape)
 
 
 def relative_rmse(x: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
@@ -163,7 +162,7 @@ def test_decodes_zero_blocks_and_single_bits(name: str) -> None:
 @pytest.mark.parametrize("name", ["F16", "BF16"])
 def test_decodes_every_half(name: str) -> None:
     halves = np.arange(0x10000, dtype="<u2").view(np.uint8)
-    ours = _native.dequantize(name, halves, 0x10000)
+    ours = qwen3_native.dequantize(name, halves, 0x10000)
     theirs = gguf_dequantize(halves.reshape(1, -1), gguf_type(name)).reshape(-1)
     numbers = ~np.isnan(theirs)
     np.testing.assert_array_equal(ours.view(np.uint32)[numbers], theirs.view(np.uint32)[numbers])
@@ -186,7 +185,7 @@ def test_floats_round_to_the_nearest(name: str) -> None:
         ]
     ).astype(np.float32)
     x = x[np.abs(x) <= 65504].reshape(1, -1)
-    ours = _native.quantize(name, x)
+    ours = qwen3_native.quantize(name, x)
     theirs = gguf_quantize(x, gguf_type(name)).view(np.uint8)
     np.testing.assert_array_equal(ours, theirs)
 
@@ -195,7 +194,7 @@ def test_floats_round_to_the_nearest(name: str) -> None:
 @pytest.mark.parametrize("values", [gaussian, heavy_tailed, nano_weights, steps, half_zeros])
 def test_plain_types_have_the_bits_of_the_gguf_package(name: str, values: Values) -> None:
     x = values()
-    np.testing.assert_array_equal(_native.quantize(name, x), gguf_quantize(x, gguf_type(name)))
+    np.testing.assert_array_equal(qwen3_native.quantize(name, x), gguf_quantize(x, gguf_type(name)))
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -262,8 +261,8 @@ def test_special_values(name: str, weighted: bool) -> None:
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ4_XS"])
 def test_rows_are_independent(name: str) -> None:
     x, weights = gaussian(5, 512), np.linspace(0, 2, 512, dtype=np.float32)
-    together = _native.quantize(name, x, weights)
-    alone = np.concatenate([_native.quantize(name, x[i : i + 1], weights) for i in range(5)])
+    together = qwen3_native.quantize(name, x, weights)
+    alone = np.concatenate([qwen3_native.quantize(name, x[i : i + 1], weights) for i in range(5)])
     np.testing.assert_array_equal(together, alone)
 
 
@@ -275,24 +274,24 @@ def test_rows_are_independent(name: str) -> None:
 def test_not_a_number_is_refused_with_its_place(name: str, bad: float) -> None:
     x = gaussian(4, 256)
     x[2, 9] = bad
-    with pytest.raises(_native.NativeError, match="index 521") as caught:
-        _native.quantize(name, x)
+    with pytest.raises(qwen3_native.NativeError, match="index 521") as caught:
+        qwen3_native.quantize(name, x)
     assert caught.value.args[0] == "format"
 
 
 @pytest.mark.parametrize("name", ["F16", *WRITTEN])
 def test_values_beyond_the_scales_are_refused(name: str) -> None:
     x = np.full((1, 256), 70000, np.float32)
-    with pytest.raises(_native.NativeError, match=f"70000 at index 0 .*{name}"):
-        _native.quantize(name, x)
+    with pytest.raises(qwen3_native.NativeError, match=f"70000 at index 0 .*{name}"):
+        qwen3_native.quantize(name, x)
 
 
 def test_wide_types_take_what_they_hold() -> None:
     largest = float(np.finfo(np.float32).max)
     x = np.full((1, 2), largest, np.float32)
     assert round_trip("F32", x).tolist() == x.tolist()
-    with pytest.raises(_native.NativeError, match="BF16"):  # would round to infinity
-        _native.quantize("BF16", x)
+    with pytest.raises(qwen3_native.NativeError, match="BF16"):  # would round to infinity
+        qwen3_native.quantize("BF16", x)
     x = np.full((1, 2), 2.0**127 * (2 - 2**-7), np.float32)
     assert round_trip("BF16", x).tolist() == x.tolist()
 
@@ -301,34 +300,34 @@ def test_wide_types_take_what_they_hold() -> None:
 def test_importances_must_be_numbers(bad: float) -> None:
     weights = np.ones(256, np.float32)
     weights[3] = bad
-    with pytest.raises(_native.NativeError, match=r"importance .* index 3") as caught:
-        _native.quantize("Q4_K", gaussian(1, 256), weights)
+    with pytest.raises(qwen3_native.NativeError, match=r"importance .* index 3") as caught:
+        qwen3_native.quantize("Q4_K", gaussian(1, 256), weights)
     assert caught.value.args[0] == "arg"
 
 
 @pytest.mark.parametrize("name", READ_ONLY)
 def test_read_only_types_say_so(name: str) -> None:
-    with pytest.raises(_native.NativeError, match=f"{name} can be read") as caught:
-        _native.quantize(name, gaussian(1, 256))
+    with pytest.raises(qwen3_native.NativeError, match=f"{name} can be read") as caught:
+        qwen3_native.quantize(name, gaussian(1, 256))
     assert caught.value.args[0] == "unsupported"
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_sizes(name: str) -> None:
     block, size, _ = BLOCKS[name]
-    assert _native.type_bytes(name, 3 * block) == 3 * size
-    assert _native.type_bytes(name, 3 * block - 1) == 0
+    assert qwen3_native.type_bytes(name, 3 * block) == 3 * size
+    assert qwen3_native.type_bytes(name, 3 * block - 1) == 0
     with pytest.raises(ValueError):
-        _native.quantize(name, np.zeros((2, block + 16), np.float32))
+        qwen3_native.quantize(name, np.zeros((2, block + 16), np.float32))
     with pytest.raises(ValueError):
-        _native.dequantize(name, np.zeros(size, np.uint8), block - 1)
+        qwen3_native.dequantize(name, np.zeros(size, np.uint8), block - 1)
     with pytest.raises(ValueError):
-        _native.dequantize(name, np.zeros(2 * size - 1, np.uint8), 2 * block)
+        qwen3_native.dequantize(name, np.zeros(2 * size - 1, np.uint8), 2 * block)
 
 
 def test_unknown_type() -> None:
     with pytest.raises(ValueError):
-        _native.type_bytes("Q9_X", 32)
+        qwen3_native.type_bytes("Q9_X", 32)
 
 
 # ---- against ggml itself ----------------------------------------------------------------------
@@ -345,7 +344,7 @@ def test_error_against_ggml(name: str, values: Values, weighted: bool) -> None:
     chunk.restype = ctypes.c_size_t
     x = values()
     weights = importances(x.shape[1])
-    theirs = np.zeros((x.shape[0], _native.type_bytes(name, x.shape[1])), np.uint8)
+    theirs = np.zeros((x.shape[0], qwen3_native.type_bytes(name, x.shape[1])), np.uint8)
     chunk(
         ctypes.c_int(gguf_type(name).value),
         ctypes.c_void_p(x.ctypes.data),
@@ -355,5 +354,5 @@ def test_error_against_ggml(name: str, values: Values, weighted: bool) -> None:
     )
     y = round_trip(name, x, weights if weighted else None)
     metric = weights if weighted else 1.0
-    their_y = _native.dequantize(name, theirs.reshape(-1), x.size).reshape(x.shape)
+    their_y = qwen3_native.dequantize(name, theirs.reshape(-1), x.size).reshape(x.shape)
     assert relative_rmse(x, y, metric) <= relative_rmse(x, their_y, metric)

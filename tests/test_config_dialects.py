@@ -11,7 +11,7 @@ import pytest
 from checkpoint_tiny import DENSE, MOE
 
 from quant.checkpoint import Experts, Hyperparameters, Yarn, read_hyperparameters
-from qwen3cli.errors import FormatError
+from quant.errors import FormatError
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from quant import recipes
 from quant.checkpoint import Experts, Hyperparameters
 from quant.convert import Run, Tensor
+from quant.errors import FormatError, QuantError, SourceNotFound, UsageError
 from quant.quantize import Progress, default_output, quantize
 from quant.vocab import add_tokenizer
-from qwen3cli.errors import FormatError, ModelNotFound, Qwen3Error, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ["nano-dense", "nano-moe"]
@@ -400,7 +400,7 @@ def refused(
     before = sorted(out.parent.iterdir())
     with pytest.raises(kind, match=says) as error:
         quantize(source, out, recipe)
-    assert isinstance(error.value, Qwen3Error)
+    assert isinstance(error.value, QuantError)
     assert sorted(out.parent.iterdir()) == before
 
 
@@ -466,7 +466,7 @@ def test_a_wrong_tensor_is_named(
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    refused(tmp_path / "absent", out, "there is no such checkpoint", kind=ModelNotFound)
+    refused(tmp_path / "absent", out, "there is no such checkpoint", kind=SourceNotFound)
     source = write_checkpoint(tmp_path / "source", DENSE)
     refused(source, out, "no type 'q3'", "q3", UsageError)
     (source / "tokenizer.json").unlink()
@@ -486,7 +486,7 @@ def test_a_truncated_source(tmp_path: Path) -> None:
 
 def test_destinations_that_are_none(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", DENSE)
-    with pytest.raises(Qwen3Error, match="there is no directory"):
+    with pytest.raises(QuantError, match="there is no directory"):
         quantize(source, tmp_path / "absent" / "out.gguf", "q8_0")
     refused(source, source, "exists and is no GGUF file", kind=UsageError)
     weights = source / "model.safetensors"
@@ -500,7 +500,7 @@ def test_an_unwritable_directory(tmp_path: Path) -> None:
     place.mkdir(mode=0o500)
     if os.access(place, os.W_OK):
         pytest.skip("this user may write anywhere")
-    refused(DATA / "nano-dense", place / "out.gguf", "cannot be written", kind=Qwen3Error)
+    refused(DATA / "nano-dense", place / "out.gguf", "cannot be written", kind=QuantError)
 
 
 def test_a_replaced_file_changes_only_at_the_end(tmp_path: Path) -> None:
@@ -534,7 +534,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     out, part = tmp_path / "out.gguf", tmp_path / ".out.gguf.part"
     with part.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(Qwen3Error, match="another process is writing"):
+        with pytest.raises(QuantError, match="another process is writing"):
             quantize(DATA / "nano-dense", out, "q8_0")
         assert part.exists() and not out.exists()
     quantize(DATA / "nano-dense", out, "q8_0")

@@ -1,4 +1,4 @@
-"""The native engine (native/bind.cpp). Only qwen3cli.engine and quant import it."""
+"""The native engine (bind.cpp). Only qwen3cli.engine and quant import it."""
 
 from collections.abc import Sequence
 from typing import Any
