@@ -88,7 +88,7 @@ const backend *backend_pick(const char *forced);
 const backend *const *backend_all(void);
 
 extern const backend backend_scalar;
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 extern const backend backend_avx2;
 #endif
 #if defined(__aarch64__)

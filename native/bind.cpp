@@ -7,7 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cmath>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -97,6 +97,15 @@ nb::list tensor_table(const qwen3_file *file) {
     return out;
 }
 
+template <typename T> nb::capsule owner_of(T *array) {
+    return nb::capsule(array, [](void *p) noexcept { delete[] static_cast<T *>(p); });
+}
+
+string path_of(const nb::bytes &path) {
+    if (std::strlen(path.c_str()) != path.size()) throw nb::value_error("the path holds a NUL byte");
+    return path.c_str();
+}
+
 uint32_t type_of(const string &name) {
     for (uint32_t type = 0; type < 256; type++) {
         const char *known = qwen3_type_name(type);
@@ -109,7 +118,7 @@ struct File {
     qwen3_file *file;
     explicit File(const nb::bytes &path) {
         qwen3_error err;
-        file = qwen3_file_open(path.c_str(), &err);
+        file = qwen3_file_open(path_of(path).c_str(), &err);
         if (!file) raise(err);
     }
     File(const File &) = delete;
@@ -154,9 +163,10 @@ struct Model {
     qwen3_model *model;
     Model(const nb::bytes &path, int threads) {
         qwen3_error err;
+        string name = path_of(path);
         {
             nb::gil_scoped_release release;
-            model = qwen3_model_open(path.c_str(), threads, &err);
+            model = qwen3_model_open(name.c_str(), threads, &err);
         }
         if (!model) raise(err);
     }
@@ -187,9 +197,23 @@ struct Model {
     }
 };
 
+// Without the GIL a second thread could enter a session that computes: it is turned away.
+class Turn {
+    std::atomic_flag &busy;
+
+  public:
+    explicit Turn(std::atomic_flag &flag) : busy(flag) {
+        if (busy.test_and_set(std::memory_order_acquire))
+            raise({QWEN3_ERR_ARG, "the session is in use by another thread"});
+    }
+    Turn(const Turn &) = delete;
+    ~Turn() { busy.clear(std::memory_order_release); }
+};
+
 struct Session {
     qwen3_session *session;
     size_t n_vocab;
+    mutable std::atomic_flag busy = ATOMIC_FLAG_INIT;
     Session(const Model &m, int32_t n_ctx, const string &kv) {
         if (kv != "f16" && kv != "f32") throw nb::value_error("kv is \"f16\" or \"f32\"");
         qwen3_error err;
@@ -202,6 +226,7 @@ struct Session {
     ~Session() { qwen3_session_free(session); }
 
     int64_t sync(const std::vector<int32_t> &ids) {
+        Turn turn(busy);
         qwen3_error err;
         int64_t reused;
         {
@@ -212,6 +237,7 @@ struct Session {
         return reused;
     }
     void extend(const std::vector<int32_t> &ids) {
+        Turn turn(busy);
         qwen3_error err;
         qwen3_status status;
         {
@@ -221,16 +247,18 @@ struct Session {
         if (status != QWEN3_OK) raise(err);
     }
     nb::ndarray<nb::numpy, float, nb::ndim<1>> logits() const {
+        Turn turn(busy);
         const float *logits = qwen3_session_logits(session);
         if (!logits)
             raise({QWEN3_ERR_ARG, "there are no logits yet: sync the session first"});
         float *copy = new float[n_vocab];
-        nb::capsule owner(copy, [](void *p) noexcept { delete[] static_cast<float *>(p); });
+        nb::capsule owner = owner_of(copy);
         std::memcpy(copy, logits, n_vocab * sizeof *copy);
         return {copy, {n_vocab}, owner};
     }
     int32_t sample(float temperature, int top_k, float top_p, float min_p, float presence,
                    float repetition, uint64_t seed, size_t generated_from) {
+        Turn turn(busy);
         qwen3_error err;
         qwen3_sampling how = {temperature, top_k, top_p, min_p, presence, repetition, seed};
         int32_t token = qwen3_sample(session, &how, generated_from, &err);
@@ -238,6 +266,7 @@ struct Session {
         return token;
     }
     std::vector<int32_t> ids() const {
+        Turn turn(busy);
         const int32_t *ids = qwen3_session_ids(session);
         return std::vector<int32_t>(ids, ids + qwen3_session_len(session));
     }
@@ -249,10 +278,6 @@ using Bytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device:
 
 using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
 using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
-
-template <typename T> nb::capsule owner_of(T *array) {
-    return nb::capsule(array, [](void *p) noexcept { delete[] static_cast<T *>(p); });
-}
 
 OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
                     const std::optional<Floats1> &weights) {
@@ -318,9 +343,6 @@ NB_MODULE(qwen3_native, m) {
              [](const Tokenizer &t, int32_t id) {
                  return to_bytes(qwen3_token_bytes(t.tokenizer, id));
              },
-             "token"_a)
-        .def("token_kind",
-             [](const Tokenizer &t, int32_t id) { return qwen3_token_kind(t.tokenizer, id); },
              "token"_a)
         .def("added",
              [](const Tokenizer &t) {

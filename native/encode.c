@@ -63,7 +63,7 @@ static inline float clampf(float v, float low, float high) {
     return v < high ? v : high;
 }
 
-static inline float sum_lanes(const float *s) {
+static inline float sum_partials(const float *s) {
     return ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
 }
 
@@ -112,7 +112,7 @@ static inline moments measure(const float *x, const float *w, int n, float inv, 
             q2[l] += wq * q;
             qx[l] += wq * x[i + l];
         }
-    return (moments){sum_lanes(q1), sum_lanes(q2), sum_lanes(qx)};
+    return (moments){sum_partials(q1), sum_partials(q2), sum_partials(qx)};
 }
 
 static void pack_nibbles(const uint8_t q[32], uint8_t qs[16]) {
@@ -367,7 +367,7 @@ static moments measure_iq4(const float *x, const float *w, int n, float inv) {
             q2[l] += w[i + l] * q * q;
             qx[l] += w[i + l] * q * x[i + l];
         }
-    return (moments){0, sum_lanes(q2), sum_lanes(qx)};
+    return (moments){0, sum_partials(q2), sum_partials(qx)};
 }
 
 static uint8_t iq4_index(float v) {

@@ -366,7 +366,7 @@ static qwen3_file *open_image(const uint8_t *base, size_t size, bool mapped, qwe
 
 qwen3_file *qwen3_file_open(const char *path, qwen3_error *err) {
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &st) != 0) {
         fail(err, QWEN3_ERR_IO, "cannot open %s: %s", path, strerror(errno));
         if (fd >= 0) close(fd);

@@ -1,3 +1,4 @@
+/* kv.c - see kv.h. */
 #include "kv.h"
 
 #include <sys/mman.h>

@@ -7,10 +7,10 @@
 #include "model.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "codec.h"
 #include "error.h"
@@ -125,9 +125,9 @@ static qwen3_status read_config(const qwen3_file *f, qwen3_config *c, qwen3_erro
         return fail(err, QWEN3_ERR_FORMAT,
                     "%d attention heads cannot share %d key/value heads evenly", c->n_heads,
                     c->n_kv_heads);
-    if (c->head_dim % 2 || c->head_dim < 2 || value_length != c->head_dim)
+    if (c->head_dim % 2 || c->head_dim < 2 || c->head_dim > 4096 || value_length != c->head_dim)
         return fail(err, QWEN3_ERR_UNSUPPORTED,
-                    "key heads of %d and value heads of %d: they must be equal and even",
+                    "key heads of %d and value heads of %d: they must be equal, even and at most 4096",
                     c->head_dim, value_length);
     return QWEN3_OK;
 }
@@ -235,6 +235,9 @@ static qwen3_status bind_tensors(qwen3_model *m, qwen3_error *err) {
     qwen3_config *c = &m->config;
     const qwen3_tensor *embedding = gguf_find_tensor(m->file, "token_embd.weight");
     if (!embedding) return fail(err, QWEN3_ERR_FORMAT, "tensor 'token_embd.weight' is missing");
+    if (embedding->shape[1] > 1 << 24)
+        return fail(err, QWEN3_ERR_UNSUPPORTED, "a vocabulary of %llu tokens is beyond any model",
+                    (unsigned long long)embedding->shape[1]);
     c->n_vocab = (int32_t)embedding->shape[1];
     c->tied_embedding = !gguf_find_tensor(m->file, "output.weight");
     /* Both sizes of the allocations below are held against the file first. */
@@ -306,6 +309,7 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error 
         return NULL;
     }
     m->file = file;
+    m->owner = getpid();
     const char *forced = getenv("QWEN3_ISA");
     qwen3_status status = read_config(file, &m->config, err);
     if (status == QWEN3_OK) status = bind_tensors(m, err);
@@ -316,8 +320,9 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error 
                       "run it", forced);
     if (status == QWEN3_OK && (n_threads < 0 || n_threads > 1024))
         status = fail(err, QWEN3_ERR_ARG, "%d threads: use 1 to 1024, or 0 to choose", n_threads);
-    if (status == QWEN3_OK && !(m->pool = pool_new(n_threads ? n_threads : pool_default_threads())))
-        status = fail(err, QWEN3_ERR_MEMORY, "the system refused %d threads: use fewer", n_threads);
+    int threads = n_threads ? n_threads : pool_default_threads();
+    if (status == QWEN3_OK && !(m->pool = pool_new(threads)))
+        status = fail(err, QWEN3_ERR_MEMORY, "the system refused %d threads: use fewer", threads);
     if (status != QWEN3_OK) {
         qwen3_model_close(m);
         return NULL;

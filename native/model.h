@@ -2,6 +2,8 @@
 #ifndef QWEN3_MODEL_H
 #define QWEN3_MODEL_H
 
+#include <sys/types.h>
+
 #include "backend.h"
 #include "cpu/pool.h"
 #include "qwen3.h"
@@ -28,6 +30,7 @@ struct qwen3_model {
     qwen3_config config;
     const backend *cpu;
     pool *pool;
+    pid_t owner; /* the process that opened it: a fork has the memory, not the threads */
     weight embedding, output; /* [n_vocab][n_embd] */
     const float *output_norm; /* [n_embd] */
     layer *layers;

@@ -43,7 +43,9 @@ typedef struct qwen3_tokenizer qwen3_tokenizer;
 typedef struct qwen3_model qwen3_model;
 typedef struct qwen3_session qwen3_session;
 
-/* ---- files: GGUF v2 and v3, memory-mapped, bounds-checked when opened ---- */
+/* ---- files: GGUF v2 and v3, memory-mapped, bounds-checked when opened ----
+ * A mapped file must not shrink while it is open (the system would end the process
+ * with SIGBUS): replace a model by renaming another over it. */
 
 typedef struct {
     const char *data; /* not terminated */
@@ -122,7 +124,8 @@ typedef struct {
 } qwen3_config;
 
 /* Maps the file, checks every tensor against the metadata. n_threads 0: one per
- * physical core. */
+ * physical (performance) core, within the CPU quota of a container. The variable
+ * QWEN3_ISA names the backend to use. A fork has to open the model anew. */
 qwen3_model *qwen3_model_open(const char *path, int n_threads, qwen3_error *err);
 /* As above, over a file that the model takes and closes, also on failure. */
 qwen3_model *qwen3_model_from_file(qwen3_file *, int n_threads, qwen3_error *err);
@@ -146,6 +149,7 @@ typedef struct {
     uint64_t seed;
 } qwen3_sampling;
 
+/* n_ctx: 1 to 2^24. A session is freed before its model is closed. */
 qwen3_session *qwen3_session_new(qwen3_model *, int32_t n_ctx, qwen3_kv_type, qwen3_error *err);
 void qwen3_session_free(qwen3_session *);
 /* Makes ids[0..n) the session's tokens, computing only what its kv cache does
@@ -154,19 +158,21 @@ void qwen3_session_free(qwen3_session *);
  * tokens were reused, or -1: on a context overflow nothing has changed; when
  * cancelled the tokens computed so far are kept. */
 int64_t qwen3_sync(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
-/* Appends ids[0..n) (n >= 1): the step of decoding. */
+/* Appends ids[0..n) (n >= 1): the step of decoding. Fails as qwen3_sync does. */
 qwen3_status qwen3_extend(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
 size_t qwen3_session_len(const qwen3_session *);
 size_t qwen3_session_n_ctx(const qwen3_session *);
 const int32_t *qwen3_session_ids(const qwen3_session *);
-/* float[n_vocab] of the last position, NULL before the first sync. */
+/* float[n_vocab] of the last position; NULL for an empty session and after a
+ * computation that did not finish. */
 const float *qwen3_session_logits(const qwen3_session *);
 /* Draws the next token from the logits; tokens from index generated_from on
  * count as generated. The draw depends on the seed and the position alone, so
- * a rewound session repeats itself. Returns -1 and an error without logits. */
+ * a rewound session repeats itself. Returns -1 and an error without logits, for
+ * logits that are not finite and for settings out of range. */
 int32_t qwen3_sample(qwen3_session *, const qwen3_sampling *, size_t generated_from,
                      qwen3_error *err);
-/* Makes the running qwen3_sync or qwen3_extend return early, or else the next. */
+/* Makes the running qwen3_sync or qwen3_extend return early, or else the next one. */
 void qwen3_session_cancel(qwen3_session *);
 
 /* ---- block codecs, shared with the quantizer ------------------------------ */

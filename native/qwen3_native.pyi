@@ -28,8 +28,6 @@ class Tokenizer:
     n_tokens: int
     def encode(self, text: bytes, parse_added: bool = False) -> list[int]: ...
     def token_bytes(self, token: int) -> bytes: ...
-    def token_kind(self, token: int) -> int:
-        """0 ordinary, 1 added, 2 added and control."""
     def added(self) -> dict[str, int]:
         """The added tokens by text."""
     def join(self, tokens: Sequence[int], skip_control: bool = False) -> bytes:

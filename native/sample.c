@@ -11,6 +11,8 @@
 #include "error.h"
 #include "session.h"
 
+enum { FIRST_SORTED = 256 }; /* the nucleus is first looked for among so many */
+
 /* splitmix64 (Steele, Lea, Flood 2014), one step. */
 static uint64_t mix(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
@@ -30,7 +32,8 @@ static bool before(candidate a, candidate b) {
 }
 
 static int by_rank(const void *a, const void *b) {
-    return before(*(const candidate *)a, *(const candidate *)b) ? -1 : 1;
+    candidate x = *(const candidate *)a, y = *(const candidate *)b;
+    return before(x, y) ? -1 : before(y, x);
 }
 
 /* Restores a heap whose root is the last in rank, below i. */
@@ -46,16 +49,19 @@ static void sink(candidate *heap, size_t n, size_t i) {
 
 /* Brings the k first in rank to the front, in order. A heap whose root is the last
  * in rank holds the best so far; most of the vocabulary fails against the root. */
-static void select_top(candidate *c, size_t n, size_t k) {
+static candidate *select_top(candidate *c, size_t n, size_t k) {
     if (k < n) {
         for (size_t i = k / 2; i-- > 0;) sink(c, k, i);
         for (size_t i = k; i < n; i++)
             if (before(c[i], c[0])) {
+                candidate out = c[0];
                 c[0] = c[i];
+                c[i] = out;
                 sink(c, k, 0);
             }
     }
     qsort(c, k, sizeof *c, by_rank);
+    return c;
 }
 
 static void penalize(qwen3_session *s, const qwen3_sampling *p, size_t generated_from) {
@@ -96,6 +102,41 @@ static qwen3_status check(const qwen3_session *s, const qwen3_sampling *p, qwen3
     return QWEN3_OK;
 }
 
+/* The probability of a candidate as a fraction of the best one's. */
+static double odds(candidate c, float best, float temperature) {
+    return (double)expf((c.logit - best) / temperature);
+}
+
+/* Brings to the front what top-p and min-p leave of the first k: at least the best.
+ * Their odds add up to *kept. What one of the two needs no order for is not sorted. */
+static size_t truncate(candidate *c, size_t n, size_t k, const qwen3_sampling *p, float best,
+                       double *kept) {
+    size_t count = 0;
+    double total = 0;
+    *kept = 0;
+    if (k < n) select_top(c, n, k);
+    for (size_t i = 0; i < k; i++) total += odds(c[i], best, p->temperature);
+    if (p->top_p == 1) {
+        for (size_t i = 0; i < k; i++) {
+            double x = odds(c[i], best, p->temperature);
+            if (x < (double)p->min_p) continue;
+            *kept += x;
+            c[count++] = c[i];
+        }
+        return count;
+    }
+    for (size_t sorted = k < FIRST_SORTED ? k : FIRST_SORTED;; sorted *= 4) {
+        if (sorted > k) sorted = k;
+        select_top(c, k, sorted); /* the first ones stay first: look further only */
+        for (; count < sorted; count++) {
+            double x = odds(c[count], best, p->temperature);
+            if (count && (*kept >= (double)p->top_p * total || x < (double)p->min_p)) return count;
+            *kept += x;
+        }
+        if (sorted == k) return count;
+    }
+}
+
 int32_t qwen3_sample(qwen3_session *s, const qwen3_sampling *p, size_t generated_from,
                      qwen3_error *err) {
     if (check(s, p, err) != QWEN3_OK) return -1;
@@ -103,23 +144,14 @@ int32_t qwen3_sample(qwen3_session *s, const qwen3_sampling *p, size_t generated
     size_t n = (size_t)s->model->config.n_vocab;
     for (size_t i = 0; i < n; i++) c[i] = (candidate){(int32_t)i, s->logits[i]};
     penalize(s, p, generated_from);
-    bool greedy = p->temperature == 0;
-    size_t k = greedy ? 1 : p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n;
-    select_top(c, n, k);
-    if (k == 1) return c[0].id;
-    /* From here on logit holds the probability relative to the best. */
-    double sum = 0;
+    if (p->temperature == 0) return select_top(c, n, 1)->id;
     float best = c[0].logit;
-    for (size_t i = 0; i < k; i++)
-        sum += (double)(c[i].logit = expf((c[i].logit - best) / p->temperature));
-    double kept = 0;
-    size_t n_kept = 0;
-    while (n_kept < k && (n_kept == 0 || kept < (double)p->top_p * sum)) {
-        if (c[n_kept].logit < p->min_p) break;
-        kept += (double)c[n_kept++].logit;
-    }
+    for (size_t i = 1; i < n; i++) best = c[i].logit > best ? c[i].logit : best;
+    size_t k = p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n;
+    double kept;
+    size_t n_kept = truncate(c, n, k, p, best, &kept);
     double at = uniform(p->seed, s->n) * kept;
     for (size_t i = 0; i < n_kept; i++)
-        if ((at -= (double)c[i].logit) < 0) return c[i].id;
+        if ((at -= odds(c[i], best, p->temperature)) < 0) return c[i].id;
     return c[n_kept - 1].id;
 }

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "graph.h"
@@ -55,6 +56,9 @@ void qwen3_session_free(qwen3_session *s) {
 /* Computes ids[keep..n) behind the keep tokens that stay. */
 static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n,
                             qwen3_error *err) {
+    if (getpid() != s->model->owner)
+        return fail(err, QWEN3_ERR_ARG,
+                    "this process was forked after the model was opened: open it again here");
     s->n = keep;
     s->has_logits = false;
     while (s->n < n) {
@@ -90,6 +94,7 @@ int64_t qwen3_sync(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *
     while (keep < n && keep < s->n && ids[keep] == s->ids[keep]) keep++;
     bool unchanged = keep == n && n == s->n && s->has_logits;
     if (keep == n && n > 0 && !unchanged) keep--; /* its logits are not at hand any more */
+    if (keep == n) atomic_store(&s->cancel, false); /* nothing runs that it could stop */
     if (!unchanged && compute(s, ids, keep, n, err) != QWEN3_OK) return -1;
     return (int64_t)keep;
 }

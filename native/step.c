@@ -93,8 +93,7 @@ qwen3_status workspace_init(workspace *ws, qwen3_model *m, int n_ctx, int batch,
     *ws = (workspace){.model = m, .batch = batch};
     carver c = {0};
     carve_all(&c, ws, n_ctx);
-    if (!c.overflow) ws->arena = aligned_alloc(64, c.used);
-    if (!ws->arena)
+    if (c.overflow || posix_memalign(&ws->arena, 64, c.used) != 0)
         return fail(err, QWEN3_ERR_MEMORY, "out of memory for %.1f MB of working memory",
                     (double)c.used / 1e6);
     c = (carver){.base = ws->arena};

@@ -1,3 +1,4 @@
+/* unicode.c - UTF-8, the classes of the pre-tokenizer, and NFC in linear time. */
 #include "unicode.h"
 
 #include <stdlib.h>

@@ -17,7 +17,7 @@ typedef enum {
     CLASS_SPACE,  /* \s */
 } char_class;
 
-enum { ILL_FORMED = 0xFFFFFFFF };
+#define ILL_FORMED UINT32_MAX
 
 /* Decodes the character at p < end into *code and returns its length in bytes.
  * Ill-formed bytes give ILL_FORMED and the length of their maximal subpart, the

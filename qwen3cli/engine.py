@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 import qwen3_native
 
-from qwen3cli.errors import ContextOverflow, DoesNotFit, FormatError, ModelNotFound, Qwen3Error
+from qwen3cli.errors import (
+    ContextOverflow,
+    DoesNotFit,
+    FormatError,
+    ModelNotFound,
+    Qwen3Error,
+    UsageError,
+)
 
 if TYPE_CHECKING:  # importing it takes longer than an answer of the smallest model
     import numpy as np
@@ -34,7 +41,7 @@ if TYPE_CHECKING:  # importing it takes longer than an answer of the smallest mo
 DEFAULT_CONTEXT = 40960  # the most a session takes when the caller names no size
 
 _ERRORS: dict[str, type[Qwen3Error]] = {
-    "arg": Qwen3Error,
+    "arg": UsageError,
     "io": Qwen3Error,
     "format": FormatError,
     "unsupported": FormatError,
@@ -104,9 +111,6 @@ class Tokenizer:
         """The added tokens, such as <think> and <|im_end|>, by text."""
         return self._native.added()
 
-    def is_control(self, token: int) -> bool:
-        return self._native.token_kind(token) == 2
-
 
 class TextStream:
     """Turns a stream of tokens into text, holding back unfinished characters."""
@@ -126,7 +130,8 @@ class TextStream:
 
 def _existing(path: str | os.PathLike[str]) -> str:
     if not Path(path).is_file():
-        raise ModelNotFound(f"{os.fspath(path)}: there is no such model file")
+        what = "is not a regular file" if Path(path).exists() else "there is no such model file"
+        raise ModelNotFound(f"{os.fspath(path)}: {what}")
     return os.fspath(path)
 
 
@@ -244,7 +249,8 @@ class Session:
             yield token
 
     def cancel(self) -> None:
-        """Makes a running sync or extend return early (Cancelled); any thread may call."""
+        """Makes the running sync or extend, or else the next one, return early (Cancelled);
+        any thread may call."""
         self._native.cancel()
 
 

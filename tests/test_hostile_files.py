@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFValueType
+from gguf import GGMLQuantizationType, GGUFValueType
 from gguf_tiny import Image, Tensor, tiny_model
 
 from quant.quantize import quantize
@@ -415,3 +415,11 @@ def test_a_vocabulary_that_cannot_work(edit: Edit, name: str, tmp_path: Path) ->
     image = tiny_model()
     edit(image)
     refused(image, tmp_path, name)
+
+
+def test_a_bias_is_refused_not_ignored(tmp_path: Path) -> None:
+    image = tiny_model()
+    bias = np.zeros(64, np.float32).tobytes()
+    image.tensors.append(Tensor("blk.0.attn_q.bias", (64,), GGMLQuantizationType.F32, bias))
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.bias.*no biases"):
+        Model(image.write(tmp_path / "biased.gguf"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from gguf_tiny import tiny_model
 
 from qwen3cli.engine import Cancelled, Model, Sampling, Session
-from qwen3cli.errors import ContextOverflow, Qwen3Error
+from qwen3cli.errors import ContextOverflow, ModelNotFound, Qwen3Error
 
 IDS = [12, 80, 3, 3, 250, 264, 7, 99, 130, 41]
 
@@ -220,3 +221,51 @@ def test_f16_kv_stays_close_to_f32(model: Model) -> None:
     full.sync(IDS)
     difference = np.abs(half.logits() - full.logits()).max()
     assert 0 < difference < 0.05
+
+
+def test_a_session_in_use_turns_a_second_thread_away(model: Model) -> None:
+    """Two threads in one session may not corrupt it: each call works or says why not."""
+    session = model.session()
+    errors: list[Qwen3Error] = []
+
+    def append() -> None:
+        while not done.is_set():
+            try:
+                if len(session) > 50:
+                    session.sync([])
+                session.extend([1] * 7)
+            except ContextOverflow:
+                continue
+            except Qwen3Error as error:
+                errors.append(error)
+
+    done = threading.Event()
+    threads = [threading.Thread(target=append) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    done.wait(0.3)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert errors and all("in use by another thread" in str(error) for error in errors)
+    session.sync([])
+    session.sync(IDS)
+    np.testing.assert_array_equal(session.logits(), logits_of(model, IDS))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_is_told_to_open_the_model_anew(model: Model, session: Session) -> None:
+    pid = os.fork()
+    if pid == 0:  # the child has none of the pool's threads
+        try:
+            session.sync(IDS)
+        except Qwen3Error as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_a_path_with_a_nul_byte_is_not_cut_there(model: Model) -> None:
+    with pytest.raises((ModelNotFound, ValueError)):
+        Model(f"{model.path}\0junk")

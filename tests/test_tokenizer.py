@@ -138,7 +138,7 @@ def test_kinds_and_bytes_of_tokens(tokenizer: Tokenizer) -> None:
     assert len(tokenizer) == N_VOCAB
     assert tokenizer.added["<think>"] == 151667
     assert tokenizer.added["<|im_end|>"] == 151645
-    assert not tokenizer.is_control(151667) and tokenizer.is_control(151645)
+    assert tokenizer.decode([151667, 151645], skip_control=True) == "<think>"
     assert tokenizer.token_bytes(151667) == b"<think>"
     assert tokenizer.token_bytes(0) == b"!"
     assert {tokenizer.token_bytes(i) for i in range(N_TOKENS, N_VOCAB)} == {b""}  # padding

@@ -6,7 +6,7 @@
 /* scalar first, then from slower to faster */
 static const backend *const backends[] = {
     &backend_scalar,
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
     &backend_avx2,
 #endif
 #if defined(__aarch64__)

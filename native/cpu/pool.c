@@ -3,6 +3,7 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
 #include <stdatomic.h>
@@ -15,8 +16,6 @@
 #include <unistd.h>
 #ifdef __APPLE__
 #include <sys/sysctl.h>
-#else
-#include <sched.h>
 #endif
 
 enum { CACHE_LINE = 128, /* two lines: neighbours are prefetched in pairs */ SPIN_NS = 50000 };
@@ -155,6 +154,7 @@ static bool spin(member *m, unsigned ticket) {
         int64_t now = now_ns();
         if (deadline == 0) deadline = now + SPIN_NS;
         if (now > deadline) return false;
+        sched_yield(); /* to the awaited thread, should it share this CPU */
     }
     return true;
 }
@@ -232,9 +232,9 @@ static void quit(pool *p, int n) {
 pool *pool_new(int n_threads) {
     if (n_threads < 1 || n_threads > 4096) return NULL;
     size_t size = sizeof(pool) + (size_t)n_threads * sizeof(member);
-    pool *p = aligned_alloc(CACHE_LINE, size);
-    if (!p) return NULL;
-    memset(p, 0, size);
+    void *memory;
+    if (posix_memalign(&memory, CACHE_LINE, size) != 0) return NULL;
+    pool *p = memset(memory, 0, size);
     p->n_threads = n_threads;
     p->may_spin = n_threads <= usable_cpus();
     pthread_mutex_init(&p->run, NULL);

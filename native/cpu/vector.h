@@ -24,7 +24,7 @@
 typedef struct {
     vf (*vector)(const void *p, int i);
     float (*item)(const void *p, int i);
-} reader;
+} loader;
 
 ALWAYS_INLINE vf f32_vector(const void *p, int i) {
     return vf_load((const char *)p + (size_t)i * sizeof(float));
@@ -59,15 +59,15 @@ ALWAYS_INLINE float bf16_item(const void *p, int i) {
     return f;
 }
 
-static const reader read_f32 = {f32_vector, f32_item};
-static const reader read_f16 = {f16_vector, f16_item};
-static const reader read_bf16 = {bf16_vector, bf16_item};
+static const loader read_f32 = {f32_vector, f32_item};
+static const loader read_f16 = {f16_vector, f16_item};
+static const loader read_bf16 = {bf16_vector, bf16_item};
 
 /* ---- products of float weights ---------------------------------------------------- */
 
 /* R rows x C columns. Every dot product is one chain of vector fma, one sum over lanes,
  * then the rest: the same whatever R and C are. */
-ALWAYS_INLINE void float_tile(const matmul_args *a, reader w_of, int r, const int R, int c,
+ALWAYS_INLINE void float_tile(const matmul_args *a, loader w_of, int r, const int R, int c,
                               const int C) {
     int n = a->n_in, whole = n - n % LANES;
     vf sum[4][2], wv[4];
@@ -89,7 +89,7 @@ ALWAYS_INLINE void float_tile(const matmul_args *a, reader w_of, int r, const in
         }
 }
 
-ALWAYS_INLINE void float_rows(const matmul_args *a, reader w_of, int row0, int row1) {
+ALWAYS_INLINE void float_rows(const matmul_args *a, loader w_of, int row0, int row1) {
     int r = row0, c;
     for (; r + 4 <= row1; r += 4) {
         for (c = 0; c + 2 <= a->n_cols; c += 2) float_tile(a, w_of, r, 4, c, 2);
@@ -195,7 +195,7 @@ ALWAYS_INLINE size_t kv_row(const attend_args *a, int t) {
 }
 
 /* H heads x T positions. */
-ALWAYS_INLINE void score_tile(const attend_args *a, reader kv, int h, const int H, int t,
+ALWAYS_INLINE void score_tile(const attend_args *a, loader kv, int h, const int H, int t,
                               const int T) {
     int n = a->head_dim, whole = n - n % LANES;
     const float *q = a->q + h * n;
@@ -220,7 +220,7 @@ ALWAYS_INLINE void score_tile(const attend_args *a, reader kv, int h, const int 
         }
 }
 
-ALWAYS_INLINE void score_heads(const attend_args *a, reader kv, int h, const int H, int first,
+ALWAYS_INLINE void score_heads(const attend_args *a, loader kv, int h, const int H, int first,
                                int last) {
     const int T = 8 / H;
     int t = first;
@@ -229,7 +229,7 @@ ALWAYS_INLINE void score_heads(const attend_args *a, reader kv, int h, const int
 }
 
 /* out += p V for H heads, D vectors from item d on, positions [first, last). */
-ALWAYS_INLINE void value_tile(const attend_args *a, reader kv, int h, const int H, int d,
+ALWAYS_INLINE void value_tile(const attend_args *a, loader kv, int h, const int H, int d,
                               const int D, int first, int last) {
     const char *v = (const char *)a->v + kv_row(a, first);
     size_t row = kv_row(a, 1), n_kv = (size_t)a->n_kv;
@@ -249,7 +249,7 @@ ALWAYS_INLINE void value_tile(const attend_args *a, reader kv, int h, const int 
         for (int j = 0; j < D; j++) vf_store(out + i * a->head_dim + j * LANES, sum[i][j]);
 }
 
-ALWAYS_INLINE void value_heads(const attend_args *a, reader kv, int h, const int H, int first,
+ALWAYS_INLINE void value_heads(const attend_args *a, loader kv, int h, const int H, int first,
                                int last) {
     const int D = 8 / H;
     int d = 0, n = a->head_dim;
@@ -279,7 +279,7 @@ static float exp_scores(float *p, int n) {
     return sum;
 }
 
-ALWAYS_INLINE void attend_typed(const attend_args *a, reader kv) {
+ALWAYS_INLINE void attend_typed(const attend_args *a, loader kv) {
     int n_out = a->n_q * a->head_dim;
     for (int t = 0; t < a->n_kv; t += CHUNK) {
         int last = t + CHUNK < a->n_kv ? t + CHUNK : a->n_kv, h = 0;

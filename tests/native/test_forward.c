@@ -1,0 +1,129 @@
+/* test_forward.c - the threaded forward pass: any number of threads and any chunks give
+ * the same bits, while other threads cancel and compute. For ThreadSanitizer above all. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qwen3.h"
+
+enum { N = 40, N_CTX = 64, ROUNDS = 20 };
+
+static void expect(bool ok, const char *what) {
+    if (ok) return;
+    fprintf(stderr, "forward: %s\n", what);
+    exit(1);
+}
+
+static void fill(int32_t ids[N], const qwen3_model *m, unsigned seed) {
+    for (int i = 0; i < N; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        ids[i] = (int32_t)((seed >> 8) % (unsigned)qwen3_model_config(m)->n_vocab);
+    }
+}
+
+static qwen3_model *open_model(const char *path, int threads) {
+    qwen3_error err;
+    qwen3_model *m = qwen3_model_open(path, threads, &err);
+    if (!m) fprintf(stderr, "%s\n", err.text);
+    expect(m != NULL, "the model opens");
+    return m;
+}
+
+/* The logits after N tokens, computed chunk by chunk; the caller frees them. */
+static float *logits_of(const char *path, int threads, int chunk) {
+    qwen3_error err;
+    int32_t ids[N];
+    qwen3_model *m = open_model(path, threads);
+    qwen3_session *s = qwen3_session_new(m, N_CTX, QWEN3_KV_F16, &err);
+    expect(s != NULL, "a session begins");
+    fill(ids, m, 1);
+    for (int i = 0; i < N; i += chunk) {
+        size_t n = (size_t)(chunk < N - i ? chunk : N - i);
+        expect(qwen3_extend(s, ids + i, n, &err) == QWEN3_OK, "the tokens are computed");
+    }
+    size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
+    float *copy = malloc(bytes);
+    expect(copy != NULL, "memory");
+    memcpy(copy, qwen3_session_logits(s), bytes);
+    qwen3_session_free(s);
+    qwen3_model_close(m);
+    return copy;
+}
+
+static void same_bits(const char *path) {
+    qwen3_model *m = open_model(path, 1);
+    size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
+    qwen3_model_close(m);
+    float *reference = logits_of(path, 1, N);
+    for (int threads = 1; threads <= 4; threads++)
+        for (int chunk = 1; chunk <= N; chunk += 13) {
+            float *ours = logits_of(path, threads, chunk);
+            expect(memcmp(reference, ours, bytes) == 0, "threads and chunks give the same bits");
+            free(ours);
+        }
+    free(reference);
+}
+
+typedef struct {
+    qwen3_session *cancelled, *other;
+    const qwen3_model *model;
+    atomic_bool done;
+} shared;
+
+static void *cancel(void *arg) {
+    shared *x = arg;
+    while (!atomic_load(&x->done)) qwen3_session_cancel(x->cancelled);
+    return NULL;
+}
+
+static void *compute(void *arg) {
+    shared *x = arg;
+    qwen3_error err;
+    int32_t ids[N];
+    fill(ids, x->model, 2);
+    for (int i = 0; i < ROUNDS; i++) {
+        ids[i % N] = (int32_t)i;
+        expect(qwen3_sync(x->other, ids, N, &err) >= 0, "the other session is not disturbed");
+    }
+    return NULL;
+}
+
+/* One session is cancelled over and over while another of the same model computes. */
+static void cancel_while_computing(const char *path) {
+    qwen3_error err;
+    int32_t ids[N];
+    pthread_t canceller, computer;
+    qwen3_model *m = open_model(path, 3);
+    shared x = {qwen3_session_new(m, N_CTX, QWEN3_KV_F16, &err),
+                qwen3_session_new(m, N_CTX, QWEN3_KV_F32, &err), m, false};
+    expect(x.cancelled && x.other, "two sessions begin");
+    expect(pthread_create(&canceller, NULL, cancel, &x) == 0, "a thread starts");
+    expect(pthread_create(&computer, NULL, compute, &x) == 0, "a thread starts");
+    fill(ids, m, 3);
+    for (int i = 0; i < ROUNDS; i++) {
+        ids[i % N] = (int32_t)i; /* another sequence each time */
+        bool finished = qwen3_sync(x.cancelled, ids, N, &err) >= 0;
+        expect(finished || err.status == QWEN3_ERR_CANCELLED, "it ends or says that it was ended");
+        expect(finished == (qwen3_session_logits(x.cancelled) != NULL), "logits only at the end");
+    }
+    atomic_store(&x.done, true);
+    pthread_join(canceller, NULL);
+    pthread_join(computer, NULL);
+    qwen3_sync(x.cancelled, ids, 0, &err); /* takes the last cancel, and empties the session */
+    expect(qwen3_sync(x.cancelled, ids, N, &err) == 0, "a cancelled session goes on");
+    qwen3_session_free(x.cancelled);
+    qwen3_session_free(x.other);
+    qwen3_model_close(m);
+}
+
+int main(void) {
+    static const char *paths[] = {"tests/data/tiny.gguf", "tests/data/tiny-moe.gguf"};
+    for (int i = 0; i < 2; i++) {
+        same_bits(paths[i]);
+        cancel_while_computing(paths[i]);
+    }
+    puts("forward: ok");
+    return 0;
+}
