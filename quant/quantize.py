@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,24 +40,13 @@ _LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True)
-class Progress:
-    """After each chunk: bytes of the source done, of how many, and where."""
-
-    done: int
-    total: int
-    tensor: str
-
-
-@dataclass(frozen=True)
 class Summary:
     """What was written."""
 
     path: Path
     recipe: str
     n_weights: int
-    source_bytes: int
     file_bytes: int
-    tensors: dict[str, int]  # how many of each type
     seconds: float
 
     @property
@@ -87,12 +76,13 @@ def quantize(
     out: Path,
     recipe: str,
     *,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
 ) -> Summary:
     """Converts the checkpoint directory source to the GGUF file out.
 
-    recipe: a name of recipes.RECIPES, in any case. threads 0: one per CPU. An
+    recipe: a name of recipes.RECIPES, in any case. progress: told after each chunk
+    how many bytes of the source are done, and of how many. threads 0: one per CPU. An
     existing GGUF file is replaced when all is done; a failure leaves nothing.
     Raises UsageError, SourceNotFound, FormatError (the source), QuantError (the
     destination).
@@ -113,15 +103,13 @@ def quantize(
             _check_space(out, sum(_bytes(tensor, kind) for tensor, kind in tensors))
             with part.open("ab") as file:
                 _pad(file)
-                done = _write_tensors(file, weights, tensors, threads or _cpus(), progress)
+                _write_tensors(file, weights, tensors, threads or _cpus(), progress)
                 size = file.tell()
     return Summary(
         path=out,
         recipe=chosen.name,
         n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in tensors),
-        source_bytes=done,
         file_bytes=size,
-        tensors=dict(Counter(kind for _, kind in tensors)),
         seconds=time.monotonic() - started,
     )
 
@@ -146,10 +134,8 @@ def _write_tensors(
     weights: Weights,
     tensors: list[tuple[Tensor, str]],
     threads: int,
-    progress: Callable[[Progress], None] | None,
-) -> int:
-    """Returns how many bytes of the source were read."""
-
+    progress: Callable[[int, int], None] | None,
+) -> None:
     def item_bytes(source: str) -> int:
         return weights.info(source).item_bytes
 
@@ -168,8 +154,7 @@ def _write_tensors(
             rows = chunk.stop - chunk.start
             done += rows * chunk.tensor.row_length * item_bytes(chunk.source)
             if progress:
-                progress(Progress(done, total, chunk.tensor.name))
-    return done
+                progress(done, total)
 
 
 def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:

@@ -11,15 +11,22 @@ from dataclasses import replace
 from qwen3cli import registry
 from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error
 from qwen3cli.options import Options
-from qwen3cli.run import open_conversation, settings_of, statistics, stream
+from qwen3cli.run import (
+    exit_code,
+    objection,
+    open_conversation,
+    settings_of,
+    statistics,
+    stream,
+)
 from qwen3cli.session import Conversation, Reply, Settings
 from qwen3cli.terminal import Terminal
 
 COMMANDS = {
     "/think": "think before the answers; /think or /no_think inside a message does it for one",
     "/no_think": "answer at once",
-    "/budget": "N: at most N tokens of thinking; none: as many as it takes",
-    "/system": "TEXT: the system message from now on; without TEXT: none",
+    "/budget": "N: at most N tokens of thinking; none: as many as it takes; alone: shows it",
+    "/system": "TEXT: the system message from now on; none: without one; alone: shows it",
     "/clear": "forget the conversation",
     "/stats": "the context in use, the settings, the last reply",
     "/help": "this list",
@@ -29,12 +36,14 @@ COMMANDS = {
 
 def chat(options: Options, terminal: Terminal) -> int:
     """Talks until the input ends; returns the exit code. With a terminal, errors and
-    Ctrl-C end a turn; from a pipe, they end the chat."""
+    Ctrl-C end a turn; from a pipe, they end the chat, and the code is the last answer's."""
     terminal.route_thoughts(options.thoughts)
     typed = sys.stdin is not None and sys.stdin.isatty() and terminal.visible
     talk = _Chat(open_conversation(options, terminal), settings_of(options), terminal)
     if typed:
-        terminal.note("/help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves")
+        terminal.note(
+            f"{talk.model}: /help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves"
+        )
     for line in _typed_lines() if typed else _piped_lines():
         try:
             talk.take(line)
@@ -43,11 +52,9 @@ def chat(options: Options, terminal: Terminal) -> int:
                 raise
             hint = "; /clear forgets what was said" if isinstance(error, ContextOverflow) else ""
             terminal.note(f"qwen3: {error}{hint}")
-        if talk.left:
+        if talk.left or (talk.exit_code == INTERRUPTED and not typed):
             break
-        if talk.interrupted and not typed:
-            return INTERRUPTED
-    return 0
+    return 0 if typed else talk.exit_code
 
 
 class _Chat:
@@ -61,8 +68,13 @@ class _Chat:
         self._last: Reply | None = None
 
     @property
-    def interrupted(self) -> bool:
-        return self._last is not None and self._last.answer_stop == "user"
+    def model(self) -> str:
+        return self._conversation.session.model.path.stem
+
+    @property
+    def exit_code(self) -> int:
+        """What the last reply would be as a command."""
+        return 0 if self._last is None else exit_code(self._last)
 
     def take(self, line: str) -> None:
         """A line of input: nothing, a command, or a message."""
@@ -76,17 +88,21 @@ class _Chat:
         self._last = stream(self._conversation, line, self._settings, self._terminal)
         if self._terminal.interactive:
             self._terminal.note(statistics(self._last), dim=True)
+            if self._last.answer_stop == "user" and not self._last.answer:
+                self._terminal.note("interrupted before the answer: the message was taken back")
 
     def _command(self, word: str, argument: str) -> None:
         note = self._terminal.note
         if word in ("/think", "/no_think"):
             self._settings = replace(self._settings, think=word == "/think")
-            note("thinking on" if word == "/think" else "thinking off")
+            self._mode()
         elif word == "/budget":
             self._budget(argument)
         elif word == "/system":
-            self._conversation.system = argument or None
-            note("system message set" if argument else "no system message")
+            if argument:
+                self._conversation.system = None if argument == "none" else argument
+            system = self._conversation.system
+            note("no system message" if system is None else f"system message: {system}")
         elif word == "/clear":
             self._conversation.clear()
             note("conversation forgotten")
@@ -103,23 +119,27 @@ class _Chat:
     def _budget(self, argument: str) -> None:
         if argument == "none":
             self._settings = replace(self._settings, budget=None)
-        elif argument.isdecimal():
+        elif re.fullmatch(r"\d{1,9}", argument):
             self._settings = replace(self._settings, budget=int(argument))
         elif argument:
             self._terminal.note(f"{argument}: a budget is a number of tokens, or none")
             return
-        budget = self._settings.budget
-        self._terminal.note(f"budget {'none' if budget is None else budget}")
+        self._mode()
+
+    def _mode(self) -> None:
+        """Notes how the next message will be answered, if it has no switch of its own."""
+        thinking = "on" if self._conversation.thinks(self._settings) else "off"
+        budget = "none" if self._settings.budget is None else self._settings.budget
+        why = objection(self._conversation, self._settings)
+        self._terminal.note(f"thinking {thinking}, budget {budget}" + (f": {why}" if why else ""))
 
     def _stats(self) -> None:
-        session, settings = self._conversation.session, self._settings
-        turns = sum(message["role"] == "user" for message in self._conversation.messages)
-        thinking = "off" if settings.think is False else "on"
-        budget = "none" if settings.budget is None else settings.budget
-        note = self._terminal.note
+        talk, note = self._conversation, self._terminal.note
+        turns = sum(message["role"] == "user" for message in talk.messages)
+        used = len(talk.prompt(add_generation_prompt=False))
         plural = "" if turns == 1 else "s"
-        note(f"{turns} turn{plural}, {len(session)} of {session.n_ctx} tokens of context")
-        note(f"thinking {thinking}, budget {budget}")
+        note(f"{turns} turn{plural}, {used} of {talk.session.n_ctx} tokens of context")
+        self._mode()
         if self._last is not None:
             note(f"last reply: {statistics(self._last)}")
 
@@ -140,9 +160,12 @@ def _piped_lines() -> Iterator[str]:
 def _typed_lines() -> Iterator[str]:
     """Lines edited with prompt_toolkit. Ctrl-C drops the line, Ctrl-D ends the input."""
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import create_app_session
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-    from prompt_toolkit.output import create_output
+    from prompt_toolkit.output import Output, create_output
+    from prompt_toolkit.output.plain_text import PlainTextOutput
+    from prompt_toolkit.utils import is_dumb_terminal
 
     keys = KeyBindings()
 
@@ -159,14 +182,21 @@ def _typed_lines() -> Iterator[str]:
         history = FileHistory(_history_file())
     except OSError:  # a read-only home is no reason not to talk
         history = InMemoryHistory()
-    session: PromptSession[str] = PromptSession(
-        "> ",
-        multiline=True,  # a paste may hold several lines
-        prompt_continuation="  ",
-        key_bindings=keys,
-        history=history,
-        output=create_output(always_prefer_tty=True),
-    )
+    output: Output
+    if is_dumb_terminal():
+        watched = sys.stdout if sys.stdout is not None and sys.stdout.isatty() else sys.stderr
+        output = PlainTextOutput(watched)
+    else:
+        output = create_output(always_prefer_tty=True)
+    # Not as an argument: given one, a prompt would draw on a dumb terminal as on any other.
+    with create_app_session(output=output):
+        session: PromptSession[str] = PromptSession(
+            "> ",
+            multiline=True,  # a paste may hold several lines
+            prompt_continuation="  ",
+            key_bindings=keys,
+            history=history,
+        )
     while True:
         try:
             yield session.prompt()

@@ -6,16 +6,14 @@ What a command needs is imported inside it: start-up time is part of every answe
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from quant.errors import QuantError
 from qwen3cli import __version__
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
-from qwen3cli.options import ModelName, Options, Threads, shared
+from qwen3cli.options import ModelName, Options, QuantizerThreads, shared
 from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
 
 # Help is plain text and errors are one line: Rich would double the start-up time.
@@ -27,16 +25,14 @@ app = typer.Typer(
 )
 
 
-def main() -> NoReturn:
-    """The console script: runs the command line and exits with its code."""
-    sys.exit(_main())
-
-
-def _main() -> int:
+def main() -> int:
+    """Runs the command line; returns the exit code."""
     terminal = Terminal()
     try:
         try:
             return app(standalone_mode=False, prog_name="qwen3", obj=terminal) or 0
+        except SystemExit:  # how click says that nobody reads its help
+            return CLOSED_OUTPUT
         except (KeyboardInterrupt, typer.Abort):
             return INTERRUPTED
         except OutputClosed:
@@ -84,6 +80,8 @@ def qwen3(
         typer.echo(context.get_help())
 
 
+# As quant.recipes has them; importing it takes longer than the help.
+_TYPES = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K_M, Q4_K, Q4_1, Q4_0"
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -120,11 +118,14 @@ def quantize(
     q4: Annotated[bool, typer.Option("--q4", help="As --type Q4_K_M.")] = False,
     q8: Annotated[bool, typer.Option("--q8", help="As --type Q8_0.")] = False,
     recipe: Annotated[
-        str | None, typer.Option("--type", metavar="T", help="Type of the weights.")
+        str | None, typer.Option("--type", metavar="T", help=f"Type of the weights: {_TYPES}.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="PATH", help="The file to write, or its folder."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-    threads: Threads = 0,
+    threads: QuantizerThreads = 0,
 ) -> None:
     """Turn Hugging Face weights into a GGUF file."""
     from qwen3cli.quantize import quantize

@@ -16,7 +16,7 @@ def _within(low: float, high: float) -> Callable[[float | None], float | None]:
 
     def check(value: float | None) -> float | None:
         if value is not None and not low <= value <= high:
-            raise typer.BadParameter(f"{value} is not in the range from {low:g} to {high:g}.")
+            raise typer.BadParameter(f"{value} is not in the range from {low} to {high}.")
         return value
 
     return check
@@ -30,11 +30,23 @@ def _number(name: str, help: str, low: float, high: float) -> Any:
     return _flag(name, help, "F", callback=_within(low, high))
 
 
+def _count(name: str, help: str, low: int, high: int) -> Any:
+    return _flag(name, help, callback=_within(low, high))
+
+
+def _threads(default: str) -> Any:
+    return _count("--threads", f"Threads (default: one per {default}).", 0, 1024)
+
+
+_MOST = 2**31 - 1  # of what fits into a native int
+
+
 ModelName = Annotated[
     str | None,
     typer.Option("-m", "--model", metavar="MODEL", help="A GGUF file or a name, such as 0.6b."),
 ]
-Threads = Annotated[int, _flag("--threads", "Threads (default: one per physical core).", min=0)]
+Threads = Annotated[int, _threads("physical core")]
+QuantizerThreads = Annotated[int, _threads("CPU")]
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,14 @@ class Options:
     think: Annotated[
         bool | None, _flag("--think/--no-think", "Think before the answer, or not.", None)
     ] = None
-    budget: Annotated[int | None, _flag("--budget", "Most tokens of thinking.", min=0)] = None
+    budget: Annotated[int | None, _count("--budget", "Most tokens of thinking.", 0, _MOST)] = None
     max_tokens: Annotated[
-        int | None, _flag("--max-tokens", "Most tokens of the answer.", min=1)
+        int | None, _count("--max-tokens", "Most tokens of the answer.", 1, _MOST)
     ] = None
     temp: Annotated[float | None, _number("--temp", "Temperature (0: greedy).", 0, 100)] = None
-    top_k: Annotated[int | None, _flag("--top-k", "Draw from the N best (0: all).", min=0)] = None
+    top_k: Annotated[int | None, _count("--top-k", "Draw from the N best (0: all).", 0, _MOST)] = (
+        None
+    )
     top_p: Annotated[
         float | None, _number("--top-p", "Draw from the best that hold this share.", 1e-6, 1)
     ] = None
@@ -66,13 +80,13 @@ class Options:
         float | None,
         _number("--repetition-penalty", "Against what the context holds (1: off).", 0.01, 100),
     ] = None
-    seed: Annotated[
-        int | None, _flag("--seed", "The same seed, the same text.", callback=_within(0, 2**64 - 1))
-    ] = None
+    seed: Annotated[int | None, _count("--seed", "The same seed, the same text.", 0, 2**64 - 1)] = (
+        None
+    )
     stop: Annotated[
         list[str] | None, _flag("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
-    ctx: Annotated[int | None, _flag("--ctx", "Tokens the context holds.", min=1)] = None
+    ctx: Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)] = None
     threads: Threads = 0
     thoughts: Annotated[
         str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")

@@ -103,18 +103,6 @@ def render_prompt(
     return ids + _encode_text(tokenizer, text[start:])
 
 
-def render_text(
-    messages: Sequence[Message],
-    *,
-    generation: Generation,
-    thinking: bool = True,
-    tools: Sequence[Tool] | None = None,
-    add_generation_prompt: bool = True,
-) -> str:
-    """The text of a conversation, for people: in it forged control looks like the real one."""
-    return _unmark(_render_marked(messages, generation, thinking, tools, add_generation_prompt))
-
-
 # The added tokens that the templates write.
 CONTROL_TOKENS = (
     "<|im_start|>",

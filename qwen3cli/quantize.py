@@ -12,24 +12,28 @@ from qwen3cli.terminal import Terminal
 
 
 def quantize(
-    source: str, out: Path | None, recipe: str, terminal: Terminal, *, force: bool, threads: int
+    source: str, out: str | None, recipe: str, terminal: Terminal, *, force: bool, threads: int
 ) -> None:
     """source: a Hugging Face folder, or a family name whose weights are in the cache.
-    By default a folder's file goes to the current folder, a name's where -m finds it."""
-    folder = Path(source)
-    if folder.is_dir():
-        target = out or default_output(folder, recipe)
+    out: a file, or the folder to write it to; by default a folder's file goes to the
+    current folder, a name's where -m finds it."""
+    if out == "":
+        raise UsageError("-o takes the name of a file or of a folder")
+    folder = name = Path(source)
+    if not folder.is_dir():
+        known, folder = registry.weights(source)
+        name = Path(known)
+    if out is not None:
+        target = Path(out)
     else:
-        name, folder = registry.weights(source)
-        target = out or registry.models_folder() / default_output(Path(name), recipe)
+        target = Path() if folder is name else registry.models_folder()
+        target.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        target /= default_output(name, recipe)
     if target.exists() and not force:
         raise UsageError(f"{target}: exists already; --force overwrites it")
-    if out is None:
-        target.parent.mkdir(parents=True, exist_ok=True)
     with terminal.progress(f"{source} to {target}") as move:
-        done = write_gguf(
-            folder, target, recipe, progress=lambda p: move(p.done, p.total), threads=threads
-        )
+        done = write_gguf(folder, target, recipe, progress=move, threads=threads)
     terminal.note(
         f"{target}: {done.recipe}, {done.n_weights:,} weights, {done.file_bytes / 1e6:,.1f} MB "
         f"({done.bits_per_weight:.2f} bits per weight), {done.seconds:.1f} s"

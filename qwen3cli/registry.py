@@ -6,6 +6,7 @@ optional :quant) or the name of a file in the models folder.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,10 +35,24 @@ def models_folder() -> Path:
     return xdg("XDG_DATA_HOME", ".local/share") / "models"
 
 
+def installed() -> list[Path]:
+    """The model files in the models folder; without a home there are none."""
+    try:
+        return sorted(path for path in models_folder().glob("*.gguf") if path.is_file())
+    except OSError:
+        return []
+
+
 def xdg(variable: str, fallback: str) -> Path:
-    """qwen3's folder below one of the XDG base directories."""
-    base = os.environ.get(variable, "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / fallback) / "qwen3"
+    """qwen3's folder below one of the XDG base directories. Raises OSError where the
+    user has no home directory."""
+    base = Path(os.environ.get(variable, ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / fallback
+        except RuntimeError:
+            raise OSError(errno.ENOENT, "there is no home directory; set it", "HOME") from None
+    return base / "qwen3"
 
 
 def choose(model: str | None, note: Callable[[str], None]) -> Path:
@@ -46,9 +61,8 @@ def choose(model: str | None, note: Callable[[str], None]) -> Path:
     model = model or os.environ.get("QWEN3_MODEL")
     if model:
         return resolve(model)
-    installed = [path for path in models_folder().glob("*.gguf") if path.is_file()]
-    if installed:
-        return max(installed, key=lambda path: path.stat().st_mtime)
+    if files := installed():
+        return max(files, key=lambda path: path.stat().st_mtime)
     note("qwen3: no model chosen or installed: this is nano, a toy (-m MODEL takes another)")
     return resolve("nano")
 
@@ -68,13 +82,10 @@ def resolve(model: str) -> Path:
             )
         if path.exists():
             return path
-        if len(path.parts) > 1 or path.suffix == ".gguf":
+        if "/" in name or name.endswith(".gguf"):
             raise ModelNotFound(f"{model}: there is no such model file")
-    candidates = _quants(models_folder().glob("*.gguf"), name)
-    if name in FAMILY:
-        repository = FAMILY[name]
-        stem = repository.partition("/")[2].lower()
-        candidates = _quants(hub.gguf_files(f"{repository}-GGUF"), stem) | candidates
+    cached = hub.gguf_files(f"{FAMILY[name]}-GGUF") if name in FAMILY else []
+    candidates = _quants([*cached, *installed()], name)
     found = _pick(candidates, quant)
     if found is None:
         raise _missing(model, name, sorted(filter(None, candidates)))
@@ -85,7 +96,9 @@ def weights(model: str) -> tuple[str, Path]:
     """A family name and the folder of its weights in the Hugging Face cache."""
     name = _normalized(model)
     if name not in FAMILY:
-        raise ModelNotFound(f"{model}: neither a folder nor a known model{_suggestion(name)}")
+        raise ModelNotFound(
+            f"{model}: neither a folder nor a known model{_suggestion(name, FAMILY)}"
+        )
     folder = hub.weights(FAMILY[name])
     if folder is None:
         raise ModelNotFound(
@@ -96,15 +109,16 @@ def weights(model: str) -> tuple[str, Path]:
 
 
 def _normalized(model: str) -> str:
-    """0.6b for Qwen/Qwen3-0.6B, too."""
+    """A model's name or a file's stem as this module writes it: 0.6b for Qwen/Qwen3-0.6B."""
     return model.lower().removeprefix("qwen/").removeprefix("qwen3-")
 
 
 def _quants(files: Iterable[Path], name: str) -> dict[str, Path]:
-    """The files NAME-QUANT.gguf by quant, and NAME.gguf under an empty one."""
+    """The files NAME-QUANT.gguf by quant, and NAME.gguf under an empty one; of two that
+    are the same, the last."""
     found = {}
     for path in files:
-        stem = path.stem.lower()
+        stem = _normalized(path.stem)
         if stem == name:
             found[""] = path
         elif stem.startswith(name + "-") and (quant := stem[len(name) + 1 :]).isidentifier():
@@ -119,11 +133,12 @@ def _pick(candidates: dict[str, Path], quant: str) -> Path | None:
     return candidates[order[0]] if order else None
 
 
-def _missing(model: str, name: str, installed: list[str]) -> ModelNotFound:
-    if installed:
-        return ModelNotFound(f"{model}: not on this machine; installed: {', '.join(installed)}")
+def _missing(model: str, name: str, quants: list[str]) -> ModelNotFound:
+    if quants:
+        return ModelNotFound(f"{model}: not on this machine; installed: {', '.join(quants)}")
     if name not in FAMILY:
-        return ModelNotFound(f"{model}: neither a file nor a known model{_suggestion(name)}")
+        known = [*EMBEDDED, *FAMILY]
+        return ModelNotFound(f"{model}: neither a file nor a known model{_suggestion(name, known)}")
     repository = FAMILY[name]
     return ModelNotFound(
         f"{model}: not on this machine; `hf download {repository}-GGUF` gets a ready file, "
@@ -131,9 +146,8 @@ def _missing(model: str, name: str, installed: list[str]) -> ModelNotFound:
     )
 
 
-def _suggestion(name: str) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
-    known = [*EMBEDDED, *FAMILY]
-    close = get_close_matches(name, known, 1)
+    close = get_close_matches(name, list(known), 1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

@@ -13,6 +13,7 @@ from qwen3cli import registry
 from qwen3cli.engine import Model
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
 from qwen3cli.options import Options
+from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
 from qwen3cli.terminal import Terminal
 
@@ -27,14 +28,36 @@ def run(prompt: str | None, options: Options, terminal: Terminal, *, as_json: bo
         terminal.json(_json(conversation.session.model, reply))
     elif terminal.interactive:
         terminal.note(statistics(reply), dim=True)
+    return exit_code(reply)
+
+
+def exit_code(reply: Reply) -> int:
     return {"limit": ANSWER_CUT, "user": INTERRUPTED}.get(reply.answer_stop, 0)
 
 
 def open_conversation(options: Options, terminal: Terminal) -> Conversation:
-    """An empty conversation with the model that the options choose."""
+    """An empty conversation with the model that the options choose, and a file of thoughts
+    that is empty too."""
     path = registry.choose(options.model, terminal.note)
     session = Model(path, threads=options.threads).session(n_ctx=options.ctx)
-    return Conversation(session, system=options.system)
+    conversation = Conversation(session, system=options.system)
+    if why := objection(conversation, settings_of(options)):
+        terminal.note(f"qwen3: {why}")
+    terminal.empty_thoughts()
+    return conversation
+
+
+def objection(conversation: Conversation, settings: Settings) -> str | None:
+    """Why the next answer will not come in the mode that was asked for, if it will not."""
+    if settings.think in (None, conversation.thinks(settings)):
+        return None
+    if conversation.generation is Generation.THINKING:
+        return "this model always thinks; a budget limits it"
+    if conversation.generation is Generation.INSTRUCT:
+        return "this model never thinks"
+    if settings.budget == 0:
+        return "a budget of 0 is no thinking"
+    return "the last /no_think in the messages still holds"
 
 
 def settings_of(options: Options) -> Settings:
@@ -70,9 +93,16 @@ def stream(
             elif isinstance(event, Answer) and not silent:
                 terminal.answer(event.text)
     assert isinstance(event, Reply)
+    if event.answer_stop == "user":
+        terminal.interrupted()
     terminal.end_thoughts()
     if not silent and (event.answer or event.answer_stop != "user"):
         terminal.end_answer()
+    if event.answer_stop == "limit" and not silent and not terminal.interactive:
+        at_limit = event.answer_tokens == settings.max_tokens
+        end = "--max-tokens" if at_limit else "the end of the context, --ctx"
+        size = settings.max_tokens if at_limit else conversation.session.n_ctx
+        terminal.note(f"qwen3: the answer was cut at {end} {size}")
     return event
 
 

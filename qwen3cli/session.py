@@ -10,14 +10,13 @@ from time import perf_counter
 from typing import Any
 
 from qwen3cli.engine import Cancelled, Sampling, Session, TextStream, Tokenizer
-from qwen3cli.errors import ContextOverflow, UsageError
+from qwen3cli.errors import ContextOverflow
 from qwen3cli.prompt import (
     Generation,
     Message,
     Tool,
     detect_generation,
     render_prompt,
-    render_text,
 )
 from qwen3cli.thinking import (
     AnswerStop,
@@ -74,7 +73,6 @@ class Reply:
 
     thoughts: str
     answer: str
-    thinking: bool  # the effective mode
     budget: int | None
     thinking_tokens: int  # counted in the budget
     thinking_stop: ThinkingStop
@@ -153,34 +151,30 @@ class Conversation:
         """Forgets the messages, not the system prompt."""
         self.messages.clear()
 
-    def transcript(self) -> dict[str, Any]:
-        """The conversation as plain dicts, ready for JSON."""
-        messages = [dict(message) for message in self.messages]
-        return {"system": self.system, "tools": self.tools, "messages": messages}
+    def thinks(self, settings: Settings = Settings()) -> bool:
+        """Whether the next answer is to be thought about, as things are."""
+        switch, budget = settings.think, settings.budget
+        return effective_thinking(self._sent(), switch, budget, self.generation)
 
-    def restore(self, transcript: dict[str, Any]) -> None:
-        """Takes over what transcript() gave. Raises UsageError, and then nothing changes."""
-        messages = transcript.get("messages")
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise UsageError("the transcript has no list of messages")
-        render_text(messages, generation=self.generation, tools=transcript.get("tools"))
-        self.system, self.tools = transcript.get("system"), transcript.get("tools")
-        self.messages = messages
-
-    def prompt(self, settings: Settings = Settings()) -> tuple[list[int], bool]:
-        """The ids of the next prefix, and whether it asks for thoughts."""
-        messages = list(self.messages)
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        thinking = effective_thinking(messages, settings.think, settings.budget, self.generation)
-        ids = render_prompt(
+    def prompt(
+        self, settings: Settings = Settings(), *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of the next prefix; without the generation prompt, of what was said."""
+        return render_prompt(
             self.session.model.tokenizer,
-            messages,
+            self._sent(),
             generation=self.generation,
-            thinking=thinking,
+            thinking=self.thinks(settings),
             tools=self.tools,
+            add_generation_prompt=add_generation_prompt,
         )
-        return ids, thinking
+
+    def _sent(self) -> list[Message]:
+        """The messages with the system prompt."""
+        system: list[Message] = []
+        if self.system is not None:
+            system.append({"role": "system", "content": self.system})
+        return system + self.messages
 
 
 class _Run:
@@ -188,16 +182,17 @@ class _Run:
 
     def __init__(self, conversation: Conversation, settings: Settings) -> None:
         session = conversation.session
-        self.ids, self.thinking = conversation.prompt(settings)
+        self.ids = conversation.prompt(settings)
         room = session.n_ctx - len(self.ids)
         if room < 1:
             raise ContextOverflow(
                 f"the prompt is {len(self.ids)} tokens, {1 - room} too many for a context of "
-                f"{session.n_ctx}: shorten it or take a larger context"
+                f"{session.n_ctx}: shorten it or take a larger context (--ctx N)"
             )
+        thinking = conversation.thinks(settings)
         self.control = ThinkingControl(
             conversation._tokens,
-            thinking=self.thinking,
+            thinking=thinking,
             budget=settings.budget,
             max_tokens=settings.max_tokens,
             prefilled=conversation.generation is Generation.THINKING,
@@ -205,7 +200,7 @@ class _Run:
         )
         self._conversation = conversation
         self._session = session
-        self._sampling = settings.sampling(self.thinking)
+        self._sampling = settings.sampling(thinking)
         self._thoughts = _Passage(session.model.tokenizer, trim_end=True)
         self._answer = _Passage(session.model.tokenizer, stop=[s for s in settings.stop if s])
         self._reused = self._sampled = 0
@@ -224,7 +219,7 @@ class _Run:
                     yield from self._step()
         except Cancelled:
             control.interrupt()
-        if text := self._answer.finish():
+        if text := self._answer.finish(cut=control.answer_stop in ("limit", "user")):
             yield Answer(text)
 
     @property
@@ -247,7 +242,6 @@ class _Run:
         return Reply(
             thoughts=self._thoughts.text,
             answer=self._answer.text,
-            thinking=self.thinking,
             budget=control.budget,
             thinking_tokens=control.thinking_tokens,
             thinking_stop=control.thinking_stop,
@@ -319,9 +313,12 @@ class _Passage:
         """The text to show next."""
         return self._show(self._stream.push(token), last=False)
 
-    def finish(self) -> str:
-        """The text that was held back, when the passage is over."""
-        return "" if self.stopped else self._show(self._stream.finish(), last=True)
+    def finish(self, *, cut: bool) -> str:
+        """The text that was held back, when the passage is over. cut: not by the model, so
+        the beginning of a character is no text."""
+        if self.stopped:
+            return ""
+        return self._show("" if cut else self._stream.finish(), last=True)
 
     def _show(self, new: str, *, last: bool) -> str:
         held = self._held + new

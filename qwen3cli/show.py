@@ -10,6 +10,7 @@ from typing import Any
 
 from qwen3cli import registry
 from qwen3cli.engine import ModelFile, Tokenizer
+from qwen3cli.errors import UsageError
 from qwen3cli.terminal import Terminal
 
 _MAX_ITEMS = 8  # of an array, in full
@@ -59,7 +60,12 @@ def tokenize(
 ) -> None:
     """Prints the ids and pieces of a text file, - for stdin. A piece that ends inside a
     character is shown as bytes; in JSON, U+FFFD stands for the incomplete part."""
-    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    if file != "-":
+        data = Path(file).read_bytes()
+    elif sys.stdin is not None:
+        data = sys.stdin.buffer.read()
+    else:
+        raise UsageError("stdin is closed; name a FILE")
     text = data.decode("utf-8", "replace")
     tokenizer = Tokenizer(registry.choose(model, terminal.note))
     ids = tokenizer.encode(text, added=added)

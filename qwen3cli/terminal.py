@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from qwen3cli.errors import Qwen3Error
+from qwen3cli.errors import Qwen3Error, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,8 @@ class Terminal:
 
     def __init__(self) -> None:
         self._out = _Stream(sys.stdout)
-        self._err = _Stream(sys.stderr)
+        # Nobody could be told that stderr is closed: what is for it goes nowhere.
+        self._err = _Stream(sys.stderr or Path(os.devnull).open("w"))  # noqa: SIM115
         self._thoughts: _Stream | None = None
         self._thinking = False  # inside a passage of thoughts
         self._ended = False  # the answer so far ends with a newline
@@ -65,20 +67,24 @@ class Terminal:
         return self._err.is_terminal or self._out.is_terminal
 
     def route_thoughts(self, where: str | None, *, default: bool = True) -> None:
-        """where: "show", "hide", the name of a file (created at once), or None: shown
-        on a terminal, if default says so."""
+        """where: "show", "hide", the name of a file, or None: shown on a terminal, if
+        default says so. A file is created at once, but keeps what is in it until
+        empty_thoughts. Raises UsageError, for a GGUF file too."""
         if where is None:
             where = "show" if default and self._err.is_terminal else "hide"
         if where == "hide":
             self._thoughts = None
         elif where == "show":
             self._thoughts = self._err
+        elif where in ("", "-"):
+            raise UsageError("--thoughts takes show, hide or the name of a file")
         else:
-            try:
-                file = Path(where).open("w", encoding="utf-8")  # noqa: SIM115
-            except OSError as error:
-                raise Qwen3Error(f"cannot write the thoughts to {where}: {reason(error)}") from None
-            self._thoughts = _Stream(file, where)
+            self._thoughts = _thoughts_file(where)
+
+    def empty_thoughts(self) -> None:
+        """Empties the file of the thoughts, if they go to one."""
+        if self._thoughts is not None and self._thoughts is not self._err:
+            self._thoughts.truncate()
 
     def thought(self, text: str) -> None:
         """The next piece of the thoughts."""
@@ -120,6 +126,10 @@ class Terminal:
         if not self._ended:
             self.answer("\n")
         self._ended = False
+
+    def interrupted(self) -> None:
+        """Ctrl-C was pressed: the terminal has written ^C where the cursor was."""
+        self._midline = True
 
     def note(self, text: str, *, dim: bool = False) -> None:
         """One line on stderr, for people."""
@@ -194,8 +204,10 @@ class _Stream:
         )
 
     def write(self, text: str) -> None:
-        if self._file is None or not text:
+        if not text:
             return
+        if self._file is None:
+            raise Qwen3Error(f"cannot write {self._name}: it is closed")
         try:
             self._file.buffer.write(text.encode("utf-8", "replace"))
             self._file.buffer.flush()
@@ -205,6 +217,11 @@ class _Stream:
                 raise OutputClosed from None
             raise Qwen3Error(f"cannot write {self._name}: {reason(error)}") from None
 
+    def truncate(self) -> None:
+        """Empties a regular file."""
+        if self._file is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.truncate(0)
+
     def _discard(self) -> None:
         """Sends what is still buffered, and what may follow, nowhere: the interpreter
         would try to write it once more at its end, and complain."""
@@ -212,6 +229,19 @@ class _Stream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._file.fileno())
         os.close(nowhere)
+
+
+def _thoughts_file(name: str) -> _Stream:
+    """Opened to append, so that whatever fails next leaves an older file as it was."""
+    path = Path(name)
+    try:
+        if path.is_file():
+            with path.open("rb") as old:
+                if old.read(4) == b"GGUF":
+                    raise UsageError(f"{name}: a model; choose another file for the thoughts")
+        return _Stream(path.open("a", encoding="utf-8"), name)
+    except OSError as error:
+        raise Qwen3Error(f"cannot write the thoughts to {name}: {reason(error)}") from None
 
 
 def reason(error: Exception) -> str:

@@ -54,6 +54,19 @@ class Command:
         assert "Traceback" not in err and "nanobind" not in err, err
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
+    def shell(self, line: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Runs a line of bash in which "$@" stands for qwen3."""
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line, "bash", *COMMAND],
+            capture_output=True,
+            cwd=self.home,
+            env=environment(self.home, **env),
+            text=True,
+            timeout=60,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
     def start(self, *args: str, **env: str) -> subprocess.Popen[bytes]:
         """Starts it with pipes."""
         pipe = subprocess.PIPE

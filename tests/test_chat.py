@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commandline import ENDLESS, QUESTION, Command, TerminalCommand
+from gguf_tiny import tiny_model
 
 GREEDY = ("-m", "nano", "--temp", "0")
 STATISTICS = r"answer \d+ tokens \(\w+\), \d+ tok/s, seed \d+"
@@ -57,15 +58,78 @@ def test_commands_change_the_session_and_never_reach_the_model(qwen3: Command) -
     done = qwen3("chat", *GREEDY, input="\n".join(lines))
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     notes = done.stderr.splitlines()
-    assert notes[0] == "thinking off"
+    assert notes[0] == "thinking off, budget none"
     assert re.fullmatch(r"1 turn, \d+ of 4096 tokens of context", notes[1])
     assert "last reply: thinking off" in notes[3]
-    assert notes[4:6] == ["thinking on", "system message set"]
+    assert notes[4:6] == ["thinking on, budget none", "system message: Be kind."]
     assert "unknown command /bugdet; did you mean /budget?" in notes[6]
     assert "unknown command /foo; /help lists them" in notes[7]
     assert any(note.startswith("/budget") for note in notes[8:16])
     assert "x: a budget is a number" in done.stderr
-    assert notes[-3].startswith("0 turns")
+    assert notes[-3].startswith("0 turns, ")
+
+
+def test_settings_are_shown_by_their_command_alone(qwen3: Command) -> None:
+    lines = ["/system", "/budget", "/system Be kind.", "/system", "/budget 7", "/budget",
+             "/budget 0", "/think", "/budget none", "/budget 99999999999", "/budget x",
+             "/system none", "/stats"]  # fmt: skip
+    notes = qwen3("chat", *GREEDY, input="\n".join(lines)).stderr.splitlines()
+    assert notes[:7] == [
+        "no system message",
+        "thinking on, budget none",
+        "system message: Be kind.",
+        "system message: Be kind.",
+        "thinking on, budget 7",
+        "thinking on, budget 7",
+        "thinking off, budget 0",
+    ]
+    assert notes[7] == "thinking off, budget 0: a budget of 0 is no thinking"
+    assert notes[8] == "thinking on, budget none"
+    assert all("a budget is a number" in note for note in notes[9:11])
+    assert notes[11:] == [
+        "no system message", "0 turns, 0 of 4096 tokens of context", "thinking on, budget none"
+    ]  # fmt: skip
+
+
+def test_forgotten_turns_take_no_context(qwen3: Command) -> None:
+    notes = qwen3("chat", *GREEDY, input=f"{QUESTION}\n/stats\n/clear\n/stats").stderr.splitlines()
+    assert re.match(r"1 turn, [1-9]\d+ of 4096", notes[0])
+    assert notes[-3] == "0 turns, 0 of 4096 tokens of context"
+
+
+@pytest.mark.parametrize(
+    ("template", "switch", "mode"),
+    [
+        ("add_generation_prompt <think>", "/no_think", "thinking on, budget none: this model alw"),
+        ("add_generation_prompt", "/think", "thinking off, budget none: this model never thinks"),
+    ],
+)
+def test_a_switch_that_a_model_cannot_obey_says_so(
+    qwen3: Command, template: str, switch: str, mode: str
+) -> None:
+    image = tiny_model()
+    image.put("tokenizer.chat_template", template)
+    image.write(qwen3.home / "fixed.gguf")
+    notes = qwen3("chat", "-m", "fixed.gguf", input=f"{switch}\n/stats").stderr.splitlines()
+    assert len(notes) == 3 and notes[0].startswith(mode) and notes[2] == notes[0]
+    flag = "--no-think" if switch == "/no_think" else "--think"
+    done = qwen3("run", "hi", "-m", "fixed.gguf", flag, "--max-tokens", "1", "--seed", "1")
+    assert done.stderr.startswith("qwen3: this model ")
+    other = "--think" if switch == "/no_think" else "--no-think"
+    assert "this model" not in qwen3("chat", "-m", "fixed.gguf", other, input="/help").stderr
+
+
+def test_a_soft_switch_that_still_holds_is_named(qwen3: Command) -> None:
+    done = qwen3("chat", *GREEDY, input=f"{QUESTION} /no_think\n/think")
+    assert done.stderr == (
+        "thinking off, budget none: the last /no_think in the messages still holds\n"
+    )
+
+
+def test_the_last_answer_of_a_pipe_decides_the_exit_code(qwen3: Command) -> None:
+    done = qwen3("chat", *GREEDY, "--max-tokens", "1", input=f"{QUESTION}\n/stats")
+    assert (done.returncode, done.stdout) == (6, "6\n")
+    assert done.stderr.splitlines()[0] == "qwen3: the answer was cut at --max-tokens 1"
 
 
 def test_soft_switches_and_slashed_text_go_to_the_model(qwen3: Command) -> None:
@@ -101,6 +165,39 @@ def test_turns_history_and_leaving_on_a_terminal(qwen3: Command) -> None:
     history = qwen3.home / "state" / "qwen3" / "history"
     assert QUESTION in history.read_text()
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+def test_the_banner_names_the_model(qwen3: Command) -> None:
+    terminal = qwen3.terminal("chat", *GREEDY)
+    assert "nano-dense-q8_0: /help" in terminal.wait_for("/help")
+    terminal.wait_for_prompt()
+    terminal.press("d")
+    assert terminal.finish() == 0
+
+
+def test_a_dumb_terminal_sees_no_escapes(qwen3: Command) -> None:
+    terminal = qwen3.terminal("chat", *GREEDY, "--thoughts", "hide", TERM="dumb")
+    terminal.wait_for("> ")
+    terminal.type(f"{QUESTION}\r")
+    terminal.wait_for(f"60\r\n.*{STATISTICS}")
+    terminal.type("/exit\r")
+    assert terminal.finish() == 0
+    assert "\x1b" not in terminal.raw
+
+
+def test_ctrl_c_before_the_answer_says_that_the_message_is_gone(qwen3: Command) -> None:
+    # Nothing else thinks for so long: greedy, and every token makes itself likelier.
+    args = ["-m", "nano", "--temp", "0", "--presence-penalty", "-100", "--thoughts", "show"]
+    terminal = qwen3.terminal("chat", *args)
+    terminal.wait_for_prompt()
+    terminal.type("hello\r")
+    terminal.wait_for(r"(\x1b\[2m.*?){20}")
+    terminal.press("c")
+    assert "(user), answer 0 tokens" in terminal.wait_for("the message was taken back")
+    terminal.wait_for_prompt()
+    assert "0 turns," in ask(terminal, "/stats", "last reply")
+    terminal.press("d")
+    assert terminal.finish() == 0
 
 
 def test_ctrl_c_drops_a_line_and_ends_a_reply_but_not_the_session(qwen3: Command) -> None:

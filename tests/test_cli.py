@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import ENDLESS, QUESTION, ROOT, Command
+from commandline import ENDLESS, QUESTION, ROOT, Command, environment
 from gguf_tiny import tiny_model
+
+from quant.recipes import RECIPES
 
 NANO = ROOT / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"
 GREEDY = ("-m", "nano", "--temp", "0")
@@ -174,7 +180,17 @@ def test_a_stop_text_ends_the_answer_before_it(qwen3: Command) -> None:
         (2, ["run", "hi", "--budget", "-1"], "--budget"),
         (2, ["run", "hi", "--temp", "nan"], "--temp"),
         (2, ["run", "hi", "--top-p", "0"], "--top-p"),
-        (2, ["run", "hi", "--seed", str(2**64)], "--seed"),
+        (2, ["run", "hi", "--seed", str(2**64)], "range from 0 to 18446744073709551615"),
+        (2, ["run", "hi", "--ctx", "16777217"], "range from 1 to 16777216"),
+        (2, ["run", "hi", "--threads", "1025"], "range from 0 to 1024"),
+        (2, ["run", "hi", "--top-k", str(2**31)], "range from 0 to 2147483647"),
+        (2, ["run", "hi", "--budget", str(2**31)], "range from 0 to 2147483647"),
+        (2, ["run", "hi", "--max-tokens", str(2**63)], "range from 1 to 2147483647"),
+        (2, ["quantize", ".", "--q8", "--threads", "99999"], "range from 0 to 1024"),
+        (2, ["quantize", ".", "--q8", "-o", ""], "-o takes"),
+        (3, ["quantize", "nano", "--q8"], "known: 0.6b, "),
+        (2, ["run", "hi", "-m", "nano", "--thoughts", "-"], "--thoughts takes"),
+        (2, ["run", "hi", "--thoughts", str(NANO)], "a model; choose another file"),
         (2, ["rnu", "hi"], "rnu"),
         (2, ["run", "-m", "nano"], "no prompt"),
         (2, ["quantize", "0.6b"], "--q4"),
@@ -206,6 +222,76 @@ def test_a_truncated_file_is_an_error(qwen3: Command) -> None:
 def test_an_answer_cut_at_its_limit_is_told(qwen3: Command) -> None:
     done = qwen3("run", QUESTION, *GREEDY, "--max-tokens", "1")
     assert (done.returncode, done.stdout) == (6, "6\n")
+    assert done.stderr == "qwen3: the answer was cut at --max-tokens 1\n"
+    done = qwen3("run", "x", *ENDLESS, "--ctx", "64")
+    assert done.returncode == 6
+    assert done.stderr == "qwen3: the answer was cut at the end of the context, --ctx 64\n"
+
+
+def test_an_error_leaves_an_older_file_of_thoughts_as_it_was(qwen3: Command) -> None:
+    file = qwen3.home / "thoughts"
+    file.write_text("old, and longer than the new ones " * 9)
+    before = file.read_text()
+    assert qwen3("run", "hi", "-m", "missing.gguf", "--thoughts", "thoughts").returncode == 3
+    assert file.read_text() == before
+    assert qwen3("run", QUESTION, *GREEDY, "--thoughts", "thoughts").returncode == 0
+    assert file.read_text() == f"{THOUGHTS}\n"
+
+
+def test_closed_descriptors_are_errors_or_not_needed(qwen3: Command) -> None:
+    ask = f'"$@" run "{QUESTION}" {" ".join(GREEDY)}'
+    done = qwen3.shell(f"{ask} <&-")
+    assert (done.returncode, done.stdout) == (0, "60\n")
+    done = qwen3.shell(f"{ask} </dev/null >&-")
+    assert (done.returncode, done.stderr) == (1, "qwen3: cannot write the output: it is closed\n")
+    done = qwen3.shell(f"{ask} </dev/null 2>&-")
+    assert (done.returncode, done.stdout) == (0, "60\n")
+    done = qwen3.shell('"$@" tokenize -m nano <&-')
+    assert (done.returncode, done.stderr) == (2, "qwen3: stdin is closed; name a FILE\n")
+
+
+@pytest.mark.parametrize("args", ["-h", "", "--version", "run -h", "show nano --tensors"])
+def test_output_that_nobody_reads_is_told_by_the_exit_code_alone(qwen3: Command, args: str) -> None:
+    done = qwen3.shell(f'(sleep 0.5; exec "$@" {args}) | true')
+    assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
+
+
+def test_without_a_home_nano_answers(qwen3: Command) -> None:
+    script = (
+        "import sys; from pathlib import Path; from qwen3cli.cli import main\n"
+        "def homeless(): raise RuntimeError('Could not determine home directory.')\n"
+        "Path.home = homeless\n"
+        "sys.exit(main())"
+    )
+    line = f'unset HOME XDG_DATA_HOME XDG_STATE_HOME HF_HOME; "$1" -c "{script}"'
+    done = qwen3.shell(f'{line} run "{QUESTION}" --temp 0 </dev/null')
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "60\n", 1)
+    assert "this is nano" in done.stderr
+    done = qwen3.shell(f"{line} chat --temp 0 <<< '{QUESTION}'")
+    assert (done.returncode, done.stdout) == (0, "60\n")
+
+
+def test_ctrl_c_is_silent_at_any_time(qwen3: Command) -> None:
+    # From the moment the command's own code runs; before it, the interpreter starts.
+    script = (
+        "import sys; from qwen3cli.__main__ import main; print(flush=True); "
+        "sys.argv[1:1] = ['run', 'x']; main()"
+    )
+    for delay in (0.01, 0.03, 0.06, 0.1, 0.2, 0.4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *ENDLESS],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(qwen3.home),
+        )
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGINT)
+        assert err == b""
 
 
 def test_error_texts_are_cleaned(qwen3: Command) -> None:
@@ -294,6 +380,9 @@ def test_quantize_a_folder_and_answer_with_it(qwen3: Command) -> None:
     assert target.read_bytes() == written
     assert qwen3("quantize", source, "--type", "F16", "-o", target.name, "--force").returncode == 0
     assert target.read_bytes() != written
+    (qwen3.home / "folder").mkdir()
+    assert qwen3("quantize", source, "--q8", "-o", "folder").returncode == 0
+    assert (qwen3.home / "folder" / target.name).read_bytes() == written
 
 
 def test_quantize_a_name_from_the_hugging_face_cache(qwen3: Command) -> None:
@@ -328,6 +417,8 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
         assert command in whole
         done = qwen3(command, "-h")
         assert done.returncode == 0 and done.stdout.startswith(f"Usage: qwen3 {command}")
+    described = " ".join(qwen3("quantize", "-h").stdout.split())
+    assert ", ".join(RECIPES) in described and "one per CPU" in described
 
 
 def test_a_tiny_model_without_thinking_tokens_is_refused_clearly(qwen3: Command) -> None:

@@ -74,6 +74,36 @@ def test_names_are_found_in_the_models_folder_first(home: Path) -> None:
     assert registry.resolve("mine") == mine
 
 
+@pytest.mark.parametrize("file", ["Qwen3-0.6B-Q8_0.gguf", "qwen3-0.6b-q8_0.gguf", "0.6b-Q8_0.gguf"])
+def test_files_keep_the_names_they_were_published_under(file: str) -> None:
+    path = touch(registry.models_folder() / file)
+    for name in ("0.6b", "0.6B:q8", "Qwen3-0.6B", "Qwen/Qwen3-0.6B:Q8_0", "Qwen3-0.6B-Q8_0"):
+        assert registry.resolve(name) == path
+
+
+def test_members_without_a_short_name_are_found_by_their_file() -> None:
+    path = touch(registry.models_folder() / "Qwen3-4B-Instruct-2507-Q4_K_M.gguf")
+    for name in ("Qwen3-4B-Instruct-2507", "Qwen/Qwen3-4B-Instruct-2507:q4", path.stem):
+        assert registry.resolve(name) == path
+    with pytest.raises(ModelNotFound, match="installed: q4_k_m"):
+        registry.resolve("Qwen3-4B-Instruct-2507:q8")
+
+
+def test_without_a_home_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    notes: list[str] = []
+    assert registry.choose(None, notes.append) == registry.resolve("nano")
+    assert len(notes) == 1
+    with pytest.raises(ModelNotFound, match="hf download"):
+        registry.resolve("0.6b")
+    with pytest.raises(OSError, match="no home directory"):
+        registry.models_folder()
+
+
 def test_parts_and_other_models_are_not_taken_for_a_quantization(home: Path) -> None:
     cache(home, "Qwen/Qwen3-4B-GGUF", "Q4_K_M/Qwen3-4B-Q4_K_M-00001-of-00002.gguf")
     touch(registry.models_folder() / "4b-instruct-2507-q4_k_m.gguf")
@@ -92,8 +122,9 @@ def test_parts_and_other_models_are_not_taken_for_a_quantization(home: Path) -> 
 def test_an_unknown_name_comes_with_a_hint(name: str, hint: str) -> None:
     with pytest.raises(ModelNotFound, match=hint):
         registry.resolve(name)
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ModelNotFound) as caught:
         registry.weights(name)
+    assert "nano" not in str(caught.value).removeprefix(name)  # it has no weights here
 
 
 def test_the_default_is_the_variable_then_the_last_installed_then_nano(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3cli.errors import Qwen3Error
+from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.terminal import OutputClosed, Terminal, clean, one_line
 
 
@@ -126,6 +126,50 @@ def test_thoughts_go_to_a_file(open_terminal, tmp_path) -> None:
     assert (stdout.text, stderr.text) == ("three", "")
     with pytest.raises(Qwen3Error, match=r"cannot write the thoughts to .*such: No such file"):
         terminal.route_thoughts(str(tmp_path / "no" / "such"))
+
+
+def test_a_file_of_thoughts_keeps_the_old_ones_until_it_is_emptied(open_terminal, tmp_path) -> None:
+    terminal, _, _ = open_terminal(out=False, err=False)
+    file = tmp_path / "thoughts"
+    file.write_text("old")
+    terminal.route_thoughts(str(file))
+    assert file.read_text() == "old"
+    terminal.empty_thoughts()
+    assert file.read_text() == ""
+    terminal.thought("new")
+    assert file.read_text() == "new"
+    for where in (os.devnull, "show", "hide"):  # nothing to empty
+        terminal.route_thoughts(where)
+        terminal.empty_thoughts()
+
+
+def test_a_model_is_no_place_for_thoughts(open_terminal, tmp_path) -> None:
+    terminal, _, _ = open_terminal(out=False, err=False)
+    (tmp_path / "model").write_bytes(b"GGUF\3\0\0\0")
+    for where in (str(tmp_path / "model"), "-", ""):
+        with pytest.raises(UsageError):
+            terminal.route_thoughts(where)
+
+
+@pytest.mark.parametrize("answer", ["", "half an answer"])
+def test_notes_after_ctrl_c_begin_on_a_line_of_their_own(open_terminal, answer) -> None:
+    terminal, _, stderr = open_terminal(out=True, err=True)
+    if answer:
+        terminal.answer(answer)
+    terminal.interrupted()  # the terminal shows ^C
+    if answer:
+        terminal.end_answer()
+    terminal.note("statistics")
+    assert stderr.text == ("statistics\n" if answer else "\nstatistics\n")
+
+
+def test_a_closed_stdout_is_an_error_and_a_closed_stderr_is_none(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    terminal = Terminal()
+    terminal.note("for nobody")
+    with pytest.raises(Qwen3Error, match="closed"):
+        terminal.answer("lost")
 
 
 def test_json_is_one_safe_line(open_terminal) -> None:
