@@ -39,9 +39,17 @@ def peer(path: str, ids: list[int], n_decode: int, threads: int) -> Measure | No
         import llama_cpp  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return None
+    defaults = llama_cpp.llama_cpp.llama_model_default_params
+
+    def without_repacking() -> Any:  # which crashes where the CPU has AMX and the system hides it
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama_cpp.llama_model_default_params = without_repacking
     model: Any = llama_cpp.Llama(
         path, n_ctx=len(ids) + n_decode + 8, n_threads=threads, n_threads_batch=threads,
-        n_batch=512, verbose=False, use_extra_bufts=False,
+        n_batch=512, verbose=False,
     )  # fmt: skip
 
     def measure() -> tuple[float, float]:
