@@ -140,7 +140,9 @@ def quantize(
 def show(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors/--no-tensors", help="With the tensors, or their sum alone.")
+    ] = True,
     as_json: _Json = False,
 ) -> None:
     """Show the metadata and the tensors of a model file."""

@@ -18,7 +18,7 @@ _MAX_TEXT = 120  # characters of a string, in full
 
 
 def show(path: Path, terminal: Terminal, *, tensors: bool, as_json: bool) -> None:
-    """Prints the metadata of a GGUF file and its tensors, or their sum."""
+    """Prints the metadata of a GGUF file, the sum of its tensors, and each of them."""
     file = ModelFile(path)
     metadata = file.metadata(_MAX_ITEMS)
     table = file.tensors()

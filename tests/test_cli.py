@@ -250,7 +250,7 @@ def test_closed_descriptors_are_errors_or_not_needed(qwen3: Command) -> None:
     assert (done.returncode, done.stderr) == (2, "qwen3: stdin is closed; name a FILE\n")
 
 
-@pytest.mark.parametrize("args", ["-h", "", "--version", "run -h", "show nano --tensors"])
+@pytest.mark.parametrize("args", ["-h", "", "--version", "run -h", "show nano"])
 def test_output_that_nobody_reads_is_told_by_the_exit_code_alone(qwen3: Command, args: str) -> None:
     done = qwen3.shell(f'(sleep 0.5; exec "$@" {args}) | true')
     assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
@@ -321,7 +321,7 @@ def test_ctrl_c_ends_the_answer_and_the_command(qwen3: Command) -> None:
 
 
 def test_show_lists_metadata_and_tensors(qwen3: Command) -> None:
-    lines = qwen3("show", "nano", "--tensors").stdout.splitlines()
+    lines = qwen3("show", "nano").stdout.splitlines()
     rows = [line.split("\t") for line in lines]
     assert ["general.architecture", "qwen3"] in rows
     assert ["qwen3.attention.head_count", "4"] in rows
