@@ -69,10 +69,9 @@ def detect_generation(metadata: Mapping[str, Any]) -> Generation:
             return Generation.HYBRID
         if "<think>" in template.rpartition("add_generation_prompt")[2]:
             return Generation.THINKING
-        if "<think>" not in template:
-            return Generation.INSTRUCT
-        # Thoughts in the history alone decide nothing: some files have their opening edited out.
-    name = str(metadata.get("general.name", "")).lower()
+        # A template that opens no thoughts decides nothing: in some files it was cut down. And
+        # an unnamed model that does not think answers as well when it is taken for a hybrid.
+    name = " ".join(str(metadata.get(f"general.{key}", "")) for key in ("name", "finetune")).lower()
     if "thinking" in name:
         return Generation.THINKING
     if "instruct" in name or "coder" in name:

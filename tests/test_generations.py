@@ -29,6 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for generation, template in TEMPLATES.items():
         folder = tmp_path_factory.mktemp("models") / f"nano-{generation}"
         shutil.copytree(SOURCE, folder)
+        (folder / "README.md").unlink()  # the name is now the folder's
         path = folder / "tokenizer_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
         made[generation] = folder.with_suffix(".gguf")
@@ -85,6 +86,21 @@ def test_a_budget_is_exact_where_the_prompt_opens_the_thoughts(
     chat.press("d")
     assert chat.finish() == 0
     assert statistics(used, budget, stop) in chat.text
+
+
+def test_a_template_that_was_cut_down_does_not_hide_the_thoughts(
+    qwen3: Command, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its name does not say instruct either: nano's thoughts are thoughts, and budgeted."""
+    folder = tmp_path / "nano-chatml"
+    shutil.copytree(SOURCE, folder)
+    path = folder / "tokenizer_config.json"
+    template = {"chat_template": TEMPLATES["instruct"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | template))
+    quantize(folder, tmp_path / "chatml.gguf", "Q8_0")
+    reply = as_json(qwen3, tmp_path / "chatml.gguf", "--budget", "16")
+    assert (reply["thinking_tokens"], reply["thinking_stop"]) == (16, "budget")
+    assert "<think>" not in reply["answer"]
 
 
 def test_an_instruct_model_never_thinks(qwen3: Command, models: dict[str, Path]) -> None:

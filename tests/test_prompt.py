@@ -345,9 +345,8 @@ def test_the_generation_is_read_from_the_template_of_the_file() -> None:
     instruct = "..." + opening + "' }}{%- endif %}"
     assert detect(OFFICIAL, "Qwen3 Thinking") is Generation.HYBRID
     assert detect(thinking, "Qwen3 Instruct") is Generation.THINKING
-    assert detect(instruct, "Qwen3 Thinking") is Generation.INSTRUCT
-    # an opening that was edited out of a file, or no template: the name decides
-    for template in (history_only, None):
+    # no opening, perhaps edited out of the file, or no template: the name decides
+    for template in (instruct, history_only, None):
         assert detect(template, "Qwen3-4B-Thinking-2507") is Generation.THINKING
         assert detect(template, "Qwen3 30B A3B Instruct 2507") is Generation.INSTRUCT
         assert detect(template, "Qwen3-Coder-30B-A3B") is Generation.INSTRUCT
