@@ -95,9 +95,9 @@ class Options:
 
 def shared(command: Callable[..., int]) -> Callable[..., int]:
     """Gives a command every flag of Options; it takes them as its last parameter."""
-    hints = get_type_hints(command, include_extras=True)
     flags = get_type_hints(Options, include_extras=True)
-    *own, _options = inspect.signature(command).parameters.values()
+    # Not get_type_hints: before Python 3.11 it hides what is annotated behind an Optional.
+    *own, _options = inspect.signature(command, eval_str=True).parameters.values()
 
     @wraps(command)
     def with_options(**given: Any) -> int:
@@ -110,7 +110,7 @@ def shared(command: Callable[..., int]) -> Callable[..., int]:
             inspect.Parameter(name, keyword, default=getattr(Options, name), annotation=flags[name])
             for name in flags
         ]
-        + [parameter.replace(annotation=hints[parameter.name], kind=keyword) for parameter in own]
+        + [parameter.replace(kind=keyword) for parameter in own]
     )
     with_options.__signature__ = signature  # type: ignore[attr-defined]
     with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}

@@ -98,17 +98,17 @@ def test_forgotten_turns_take_no_context(qwen3: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "switch", "mode"),
+    ("name", "switch", "mode"),
     [
-        ("add_generation_prompt <think>", "/no_think", "thinking on, budget none: this model alw"),
-        ("add_generation_prompt", "/think", "thinking off, budget none: this model never thinks"),
+        ("Thinking", "/no_think", "thinking on, budget none: this model always thinks"),
+        ("Instruct", "/think", "thinking off, budget none: this model never thinks"),
     ],
 )
 def test_a_switch_that_a_model_cannot_obey_says_so(
-    qwen3: Command, template: str, switch: str, mode: str
+    qwen3: Command, name: str, switch: str, mode: str
 ) -> None:
     image = tiny_model()
-    image.put("tokenizer.chat_template", template)
+    image.put("general.name", f"Qwen3 4B {name} 2507")
     image.write(qwen3.home / "fixed.gguf")
     notes = qwen3("chat", "-m", "fixed.gguf", input=f"{switch}\n/stats").stderr.splitlines()
     assert len(notes) == 3 and notes[0].startswith(mode) and notes[2] == notes[0]

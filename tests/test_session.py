@@ -33,6 +33,7 @@ class FakeSession:
         self.tokenizer = ByteTokenizer()
         metadata = {
             "tokenizer.chat_template": TEMPLATES[generation],
+            "general.name": f"Qwen3 {generation.value}",
             "tokenizer.ggml.eos_token_id": self.tokenizer.added["<|im_end|>"],
         }
         self.model = SimpleNamespace(tokenizer=self.tokenizer, metadata=lambda: metadata)
