@@ -324,15 +324,7 @@ NB_MODULE(qwen3_native, m) {
         .def_prop_ro("version", [](const File &f) { return qwen3_file_version(f.file); })
         .def("metadata", [](const File &f, int64_t max) { return metadata(f.file, max); },
              "max_items"_a = -1)
-        .def("tensors", [](const File &f) { return tensor_table(f.file); })
-        .def("tensor",
-             [](const File &f, size_t index) {
-                 const qwen3_tensor *t = qwen3_file_tensor(f.file, index);
-                 if (!t) throw nb::index_error("there is no such tensor");
-                 return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(
-                     t->data, {(size_t)t->bytes}, nb::find(f));
-             },
-             "index"_a);
+        .def("tensors", [](const File &f) { return tensor_table(f.file); });
 
     nb::class_<Tokenizer>(m, "Tokenizer")
         .def(nb::init<const nb::bytes &>(), "path"_a)

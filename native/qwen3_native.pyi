@@ -20,8 +20,6 @@ class File:
         ("array", item_type, count)."""
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""
-    def tensor(self, index: int) -> NDArray[np.uint8]:
-        """The raw bytes of a tensor (a read-only view of the mapping)."""
 
 class Tokenizer:
     def __init__(self, path: bytes) -> None: ...

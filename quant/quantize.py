@@ -203,7 +203,7 @@ def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
 
 
 def _bytes(tensor: Tensor, kind: str) -> int:
-    return tensor.n_rows * recipes.type_bytes(kind, tensor.row_length)
+    return tensor.n_rows * qwen3_native.type_bytes(kind, tensor.row_length)
 
 
 def _pad(file: BinaryIO) -> None:

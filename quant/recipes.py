@@ -53,12 +53,6 @@ def block_size(kind: str) -> int:
     return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
 
 
-def type_bytes(kind: str, n: int) -> int:
-    """Bytes of n weights, which must be whole blocks of this type."""
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    return n // block * size
-
-
 def _uniform(kind: str) -> Callable[[Tensor, Hyperparameters], str]:
     return lambda tensor, hp: kind
 

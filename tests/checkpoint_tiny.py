@@ -163,3 +163,10 @@ def write_checkpoint(
     index = {"metadata": {}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return directory
+
+
+def edited(directory: Path, name: str, **changes: Any) -> None:
+    """Changes values of a JSON file of a checkpoint; None takes one out."""
+    path = directory / name
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
