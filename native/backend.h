@@ -16,17 +16,21 @@
 
 #include "blocks.h"
 
-/* Activations for quantized weights: n values (a multiple of 32) as
- *   int8_t q[n], float d[n/32] (scale of each 32), int16_t sum[n/16] (of q),
- * one after the other, |q| <= 127. A row takes act_bytes(n) bytes and starts 64-aligned. */
+/* Activations for quantized weights: a row of n values (a multiple of 32) is a run of
+ * units of 256, the last one filled up with zeros. |q| <= 127. */
+enum { UNIT = 256, GROUPS = UNIT / 32 };
+typedef struct {
+    int8_t q[UNIT];
+    float d[GROUPS]; /* x = d q, of each 32 */
+    float s[GROUPS]; /* d times the sum of the 32 q */
+    /* ACT_START - 128 times the sum of each 32 and of each 16 q: what a sum of products with
+     * q + 128 in the place of a weight's q starts from, as the bits of a float: see avx512.c. */
+    int32_t start32[GROUPS], start16[UNIT / 16];
+} act_unit;
+enum { ACT_START = 0x4b400000 }; /* the float 1.5 * 2^23, whose last bit is 1 */
+
 static inline size_t act_bytes(int n) {
-    return ((size_t)n + (size_t)n / 32 * 4 + (size_t)n / 16 * 2 + 63) & ~(size_t)63;
-}
-static inline const float *act_scales(const void *row, int n) {
-    return (const float *)(const void *)((const char *)row + n);
-}
-static inline const int16_t *act_sums(const void *row, int n) {
-    return (const int16_t *)(const void *)((const char *)row + n + n / 32 * 4);
+    return (size_t)(n + UNIT - 1) / UNIT * sizeof(act_unit);
 }
 
 /* F32, F16 and BF16 weights multiply float activations, all others act rows. */
@@ -63,12 +67,14 @@ typedef struct {
 } attend_args;
 
 typedef struct backend {
-    const char *name; /* "scalar", "avx2", "neon" */
+    const char *name; /* "scalar", "avx2", "avx512", "neon" */
     int (*available)(void);
     /* Rows [row0, row1) of the product. */
     void (*matmul)(const matmul_args *, int row0, int row1);
-    /* A group of 32 that holds a NaN or an infinity makes every product with it NaN. */
-    void (*quantize)(const float *x, void *act, int n);
+    /* Values [first, last) of a row of n, multiples of 32, from x into the act row; with the last
+     * value of the row comes the filling. A group of 32 that holds a NaN or an infinity makes
+     * every product with it NaN. */
+    void (*quantize)(const float *x, act_unit *act, int n, int first, int last);
     /* y = x / sqrt(mean(x^2) + eps) * w; y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, int n, float eps);
     /* Rotates the pairs (x[i], x[i + n/2]) by the angle whose cos and sin are given, in place. */
@@ -90,6 +96,7 @@ const backend *const *backend_all(void);
 extern const backend backend_scalar;
 #if defined(__x86_64__)
 extern const backend backend_avx2;
+extern const backend backend_avx512;
 #endif
 #if defined(__aarch64__)
 extern const backend backend_neon;

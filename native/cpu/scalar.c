@@ -1,5 +1,4 @@
 /* scalar.c - the backend in plain C: the oracle that the others are tested against. */
-#include "codec.h"
 #include "unpack.h"
 
 enum { TILE = 16 }; /* columns that share an unpacked unit */
@@ -10,28 +9,20 @@ static int always(void) {
 
 /* ---- matrix products -------------------------------------------------------- */
 
-/* Adds n_groups terms to the lanes of one row and column, see unpack.h. */
-static void add_unit(unit_kind kind, const unit *u, int n_groups, act x, float lane[GROUPS]) {
-    for (int g = 0; g < n_groups; g++) {
-        int32_t a = 0, b = 0;
-        for (int i = 2 * g; i < 2 * g + 2; i++) {
-            int32_t dot = 0;
-            for (int k = 16 * i; k < 16 * i + 16; k++) dot += u->q[k] * x.q[k];
-            a += u->scale[i] * dot;
-            b += u->bias[i] * x.sum[i];
+/* Adds the terms of a unit to y, see product.h. */
+static float add_unit(const unpacker *type, const unit *u, int n_groups, const act_unit *x,
+                      float y) {
+    for (int first = 0; first < 32 * n_groups; first += type->run) {
+        int32_t dot = 0, sum = 0;
+        for (int i = first; i < first + type->run; i++) {
+            dot += u->q[i] * x->q[i];
+            sum += x->q[i];
         }
-        float scale = u->d[g] * x.d[g];
-        if (kind == MINIMUM)
-            lane[g] += (float)a * scale - (float)b * (u->dmin[g] * x.d[g]);
-        else
-            lane[g] += (float)(a - b) * scale;
+        float d = x->d[first / 32];
+        y = fmaf((float)dot * u->scale[first / 16], d, y);
+        if (type->min) y = fmaf(-u->min[first / 16], d * (float)sum, y);
     }
-}
-
-static float sum_lanes(float lane[8]) {
-    for (int step = 4; step; step /= 2)
-        for (int i = 0; i < step; i++) lane[i] += lane[i + step];
-    return lane[0];
+    return y;
 }
 
 static void matmul_quantized(const matmul_args *a, int row0, int row1) {
@@ -41,17 +32,24 @@ static void matmul_quantized(const matmul_args *a, int row0, int row1) {
         int last = first + TILE < a->n_cols ? first + TILE : a->n_cols;
         for (int r = row0; r < row1; r++) {
             const uint8_t *w = row_w(a, r);
-            float lane[TILE][GROUPS] = {{0}};
-            for (int i = 0; i < a->n_in; i += UNIT, w += type->bytes) {
+            float y[TILE] = {0};
+            for (int i = 0; i < a->n_in; i += UNIT, w += unit_bytes(a->type)) {
                 int n_groups = groups_at(i, a->n_in);
-                unpack(type, w, n_groups, &u);
-                for (int c = first; c < last; c++)
-                    add_unit(type->kind, &u, n_groups, act_at(column_x(a, c), a->n_in, i),
-                             lane[c - first]);
+                type->unpack(w, n_groups, &u);
+                for (int c = first; c < last; c++) {
+                    const act_unit *x = column_x(a, c);
+                    y[c - first] = add_unit(type, &u, n_groups, x + i / UNIT, y[c - first]);
+                }
             }
-            for (int c = first; c < last; c++) column_y(a, c)[r] = sum_lanes(lane[c - first]);
+            for (int c = first; c < last; c++) column_y(a, c)[r] = y[c - first];
         }
     }
+}
+
+static float sum_lanes(float lane[8]) {
+    for (int step = 4; step; step /= 2)
+        for (int i = 0; i < step; i++) lane[i] += lane[i + step];
+    return lane[0];
 }
 
 /* Float weights: eight interleaved sums, added by halves. */
@@ -81,11 +79,10 @@ static void matmul(const matmul_args *a, int row0, int row1) {
 
 /* ---- activations -------------------------------------------------------------- */
 
-static void quantize(const float *x, void *row, int n) {
-    int8_t *q = row;
-    float *d = (float *)(void *)(q + n);
-    int16_t *sum = (int16_t *)(void *)(d + n / 32);
-    for (int i = 0; i < n; i += 32) {
+static void quantize(const float *x, act_unit *act, int n, int first, int last) {
+    for (int i = first; i < last; i += 32) {
+        act_unit *u = act + i / UNIT;
+        int g = i % UNIT / 32, sum[2] = {0, 0};
         uint32_t top_bits = 0;
         for (int k = i; k < i + 32; k++) {
             uint32_t bits;
@@ -94,14 +91,16 @@ static void quantize(const float *x, void *row, int n) {
             top_bits = bits > top_bits ? bits : top_bits;
         }
         float factor;
-        bool some = act_scale(top_bits, &d[i / 32], &factor);
-        sum[i / 16] = sum[i / 16 + 1] = 0;
-        for (int k = i; k < i + 32; k++) {
+        bool some = act_scale(top_bits, &u->d[g], &factor);
+        for (int k = 0; k < 32; k++) {
             /* 1.5 * 2^23 leaves no bits for a fraction: the addition rounds. */
-            q[k] = some ? (int8_t)(x[k] * factor + 0x1.8p23f - 0x1.8p23f) : 0;
-            sum[k / 16] = (int16_t)(sum[k / 16] + q[k]);
+            int q = some ? (int)(x[i + k] * factor + 0x1.8p23f - 0x1.8p23f) : 0;
+            u->q[32 * g + k] = (int8_t)q;
+            sum[k / 16] += q;
         }
+        act_sums(u, g, sum[0], sum[1]);
     }
+    if (last == n) act_fill(act, n);
 }
 
 static void rmsnorm(float *y, const float *x, const float *w, int n, float eps) {

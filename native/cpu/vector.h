@@ -14,7 +14,7 @@
 
 #include <math.h>
 
-#include "unpack.h"
+#include "product.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 

@@ -121,7 +121,7 @@ static void random_act(void *row, int n) {
         if (kind == 0) x[i] = x[i] < 0 ? -2.0f : 2.0f;
         else if (kind == 1 && i / 32 % 2) x[i] = 0;
         else if (kind == 2) x[i] = -5;
-    backend_scalar.quantize(x, row, n);
+    backend_scalar.quantize(x, row, n, 0, n);
     free(x);
 }
 
@@ -140,7 +140,7 @@ static void new_product(product *p, uint32_t type) {
     int n = t->block == 256 ? 256 * (1 + below(4)) : t->block == 32 ? 32 * (1 + below(26))
                                                                     : 1 + below(300);
     size_t bytes = (size_t)(n / t->block) * (size_t)t->bytes, gap = (size_t)below(4);
-    p->n_rows = 1 + below(30);
+    p->n_rows = 1 + below(below(4) ? 30 : 100);
     p->row0 = below(p->n_rows);
     p->row1 = p->row0 + below(p->n_rows - p->row0 + 1);
     int n_cols = below(8) ? 1 + below(9) : 1 + below(80);
@@ -182,33 +182,29 @@ static void free_product(product *p) {
 static double exact(const product *p, int r, int c, double *size) {
     const matmul_args *a = &p->a;
     const weight_type *t = weight_type_of(a->type);
-    int n = a->n_in;
+    bool floats = type_takes_float(a->type);
     const void *x = column_x(a, c);
-    float *w = malloc((size_t)n * sizeof *w);
+    const act_unit *act = x;
+    float *w = malloc((size_t)a->n_in * sizeof *w);
     double y = 0;
+    unit u;
     *size = 0;
     if (!w) abort();
-    t->decode(row_w(a, r), w, (size_t)n);
-    for (int i = 0; i < n; i++) {
-        double xi = type_takes_float(a->type)
-                        ? (double)((const float *)x)[i]
-                        : (double)act_scales(x, n)[i / 32] * ((const int8_t *)x)[i];
+    t->decode(row_w(a, r), w, (size_t)a->n_in);
+    for (int i = 0; i < a->n_in; i++) {
+        double xi = floats ? (double)((const float *)x)[i]
+                           : (double)act[i / UNIT].d[i % UNIT / 32] * act[i / UNIT].q[i % UNIT];
         y += (double)w[i] * xi;
         *size += fabs((double)w[i] * xi);
+        if (floats) continue;
+        /* Minima: the weight is a small difference of what is really added. */
+        const unpacker *type = unpacker_of(a->type);
+        if (i % UNIT == 0)
+            type->unpack(row_w(a, r) + (size_t)(i / UNIT) * unit_bytes(a->type),
+                         groups_at(i, a->n_in), &u);
+        *size += 2 * fabs((double)u.min[i % UNIT / 16] * xi);
     }
     free(w);
-    if (type_takes_float(a->type)) return y;
-    /* Minima: the weight is a small difference of what is really added. */
-    const unpacker *unpacker = unpacker_of(a->type);
-    const uint8_t *src = row_w(a, r);
-    unit u;
-    for (int i = 0; i < n; i += UNIT, src += unpacker->bytes) {
-        unpack(unpacker, src, groups_at(i, n), &u);
-        for (int k = 0; unpacker->kind == MINIMUM && k < 32 * groups_at(i, n); k++)
-            *size += 2 * fabs((double)u.dmin[k / 32] * u.bias[k / 16] *
-                              (double)act_scales(x, n)[(i + k) / 32] *
-                              ((const int8_t *)x)[i + k]);
-    }
     return y;
 }
 
@@ -273,7 +269,7 @@ static void test_product(const backend *b, uint32_t type) {
 /* ---- activations ----------------------------------------------------------------------- */
 
 static void test_quantize(const backend *b) {
-    int n = 32 * (1 + below(20));
+    int n = 32 * (1 + below(20)), whole = (n + UNIT - 1) / UNIT * UNIT;
     float *x = random_floats(n, below(4) ? 10.0f : ldexpf(1, below(250) - 125));
     for (int i = 0; i < n; i += 32) {
         int kind = below(12), at = i + below(32);
@@ -285,23 +281,31 @@ static void test_quantize(const backend *b) {
         if (kind == 5) for (int k = 0; k < 32; k++) x[i + k] = (float)(below(255) - 127) / 2;
         if (kind == 5) x[at] = 127; /* ties */
     }
-    size_t bytes = act_bytes(n), used = (size_t)(n + n / 8 + n / 8);
-    int8_t *want = allocate(64, bytes), *got = allocate(64, bytes);
-    memset(got, 0x55, bytes);
-    backend_scalar.quantize(x, want, n);
-    b->quantize(x, got, n);
-    CHECK(memcmp(want, got, used) == 0, "%s quantize n %d", b->name, n);
-    for (int i = 0; i < n; i++) {
-        float d = act_scales(want, n)[i / 32], top = 0;
-        int sum = 0;
-        for (int k = i / 16 * 16; k < i / 16 * 16 + 16; k++) sum += want[k];
+    size_t bytes = act_bytes(n);
+    act_unit *want = allocate(64, bytes), *got = allocate(64, bytes);
+    memset(want, 0x55, bytes);
+    memset(got, 0xaa, bytes);
+    backend_scalar.quantize(x, want, n, 0, n);
+    int cut = below(n / 32 + 1) * 32; /* in two parts, the last one first */
+    b->quantize(x, got, n, cut, n);
+    b->quantize(x, got, n, 0, cut);
+    CHECK(memcmp(want, got, bytes) == 0, "%s quantize n %d", b->name, n);
+    for (int i = 0; i < whole; i++) {
+        const act_unit *u = want + i / UNIT;
+        int at = i % UNIT, sum = 0;
+        float d = u->d[at / 32], top = 0;
+        if (i >= n) CHECK(u->q[at] == 0 && d == 0 && u->s[at / 32] == 0, "filling at %d", i);
+        for (int k = at / 16 * 16; k < at / 16 * 16 + 16; k++) sum += u->q[k];
+        CHECK(act_sum16(u, at / 16) == sum, "sum at %d", i);
+        CHECK(u->start32[at / 32] ==
+                  u->start16[at / 16] - ACT_START + u->start16[at / 16 ^ 1], "sums at %d", i);
+        CHECK(u->q[at] >= -127, "q at %d", i);
+        if (i >= n) continue;
         for (int k = i / 32 * 32; k < i / 32 * 32 + 32; k++)
             top = isfinite(x[k]) && top < INFINITY ? fmaxf(top, fabsf(x[k])) : INFINITY;
-        CHECK(act_sums(want, n)[i / 16] == sum, "sum at %d", i);
-        CHECK(want[i] >= -127, "q at %d", i);
-        if (top == INFINITY) CHECK(isnan(d) && want[i] == 0, "not finite at %d", i);
-        else CHECK(fabsf(d * want[i] - x[i]) <= 0.5001f * d || top < 0x1p-100f,
-                   "%g became %g", (double)x[i], (double)(d * want[i]));
+        if (top == INFINITY) CHECK(isnan(d) && u->q[at] == 0, "not finite at %d", i);
+        else CHECK(fabsf(d * u->q[at] - x[i]) <= 0.5001f * d || top < 0x1p-100f,
+                   "%g became %g", (double)x[i], (double)(d * u->q[at]));
     }
     free(x);
     free(want);
