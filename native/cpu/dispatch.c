@@ -8,7 +8,6 @@ static const backend *const backends[] = {
     &backend_scalar,
 #if defined(__x86_64__)
     &backend_avx2,
-    &backend_avx2,
     &backend_avx512,
 #endif
 #if defined(__aarch64__)
