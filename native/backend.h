@@ -67,7 +67,7 @@ typedef struct {
 } attend_args;
 
 typedef struct backend {
-    const char *name; /* "scalar", "avx2", "avx512", "neon" */
+    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "neon" */
     int (*available)(void);
     /* Rows [row0, row1) of the product. */
     void (*matmul)(const matmul_args *, int row0, int row1);
@@ -96,6 +96,7 @@ const backend *const *backend_all(void);
 extern const backend backend_scalar;
 #if defined(__x86_64__)
 extern const backend backend_avx2;
+extern const backend backend_avxvnni; /* where QWEN3_AVXVNNI is defined */
 extern const backend backend_avx512;
 #endif
 #if defined(__aarch64__)
