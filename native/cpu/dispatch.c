@@ -13,6 +13,7 @@ static const backend *const backends[] = {
 #endif
 #if defined(__aarch64__)
     &backend_neon,
+    &backend_i8mm,
 #endif
     NULL,
 };
