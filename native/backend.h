@@ -67,7 +67,7 @@ typedef struct {
 } attend_args;
 
 typedef struct backend {
-    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "neon" */
+    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "neon", "i8mm" */
     int (*available)(void);
     /* Rows [row0, row1) of the product. */
     void (*matmul)(const matmul_args *, int row0, int row1);
@@ -101,6 +101,7 @@ extern const backend backend_avx512;
 #endif
 #if defined(__aarch64__)
 extern const backend backend_neon;
+extern const backend backend_i8mm;
 #endif
 
 #endif

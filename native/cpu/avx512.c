@@ -94,6 +94,8 @@ ALWAYS_INLINE vu center(vu v, int offset) {
     return offset ? v + (uint32_t)(128 - offset) * 0x01010101 : v ^ 0x80808080;
 }
 
+ALWAYS_INLINE void store_quads(vu to[4], const vu q[4]) { memcpy(to, q, 4 * sizeof *q); }
+
 typedef struct {
     int run;
     bool min;

@@ -10,6 +10,8 @@
  *   half_low(v)                   the low 16 bits of each lane, an f16, as float
  *   iq4_lookup(v)                 iq4_levels at each byte
  *   center(v, offset)             quants stored as q + offset in the form of its products
+ *   store_quads(to, q)            16 quants of each row into a panel, in the order that its
+ *                                 products of many columns (dots in tile.h) take them
  *   shape                         what of a type decides how it is multiplied: run and min of
  *                                 its unpacker, and what else products need
  *   start(t, x, j)                what the sum of products of run j of act unit x starts from
@@ -83,7 +85,7 @@ typedef struct {
 
 /* Quants 16 i ... of the unit; those of a run come in order. */
 ALWAYS_INLINE void emit(sink s, int i, const vu q[4]) {
-    for (int k = 0; s.n_cols == 0 && k < 4; k++) s.p->q[4 * i + k] = q[k];
+    if (s.n_cols == 0) store_quads(&s.p->q[4 * i], q);
     for (int c = 0; c < s.n_cols; c++) {
         int j = i * 16 / s.t.run;
         vu dot = i * 16 % s.t.run ? s.dot[j][c] : start(s.t, s.x[c], j);
