@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "codec.h"
 #include "error.h"
 #include "gguf.h"
@@ -323,6 +324,7 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error 
     int threads = n_threads ? n_threads : pool_default_threads();
     if (status == QWEN3_OK && !(m->pool = pool_new(threads)))
         status = fail(err, QWEN3_ERR_MEMORY, "the system refused %d threads: use fewer", threads);
+    if (status == QWEN3_OK) status = check_weights(file, physical_memory(), m->pool, err);
     if (status != QWEN3_OK) {
         qwen3_model_close(m);
         return NULL;
