@@ -538,6 +538,13 @@ static void quantize(const float *x, void *row, int n) {
     }
 }
 
+/* What dot_pairs and the sum of its pairs take at least. */
+ALWAYS_INLINE void int8_step(__m256i *sum, const __m256i *w) {
+    __m256i pairs = _mm256_maddubs_epi16(*w, *w);
+    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+DEFINE_PEAK(peak_int8, __m256i, _mm256_set1_epi8(3), int8_step, 32)
+
 const backend backend_avx2 = {
     .name = "avx2",
     .available = available,
@@ -549,4 +556,5 @@ const backend backend_avx2 = {
     .axpy = axpy,
     .attend = attend,
     .to_f16 = to_f16,
+    .peak = peak,
 };

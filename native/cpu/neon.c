@@ -325,6 +325,12 @@ static void quantize(const float *x, void *row, int n) {
     }
 }
 
+ALWAYS_INLINE void int8_step(int32x4_t *sum, const int32x4_t *w) {
+    int8x16_t bytes = vreinterpretq_s8_s32(*w);
+    *sum = vdotq_s32(*sum, bytes, bytes);
+}
+DEFINE_PEAK(peak_int8, int32x4_t, vdupq_n_s32(3), int8_step, 16)
+
 const backend backend_neon = {
     .name = "neon",
     .available = available,
@@ -336,4 +342,5 @@ const backend backend_neon = {
     .axpy = axpy,
     .attend = attend,
     .to_f16 = to_f16,
+    .peak = peak,
 };
