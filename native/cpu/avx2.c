@@ -128,6 +128,12 @@ static void matmul(const matmul_args *a, int row0, int row1) {
         panel_product(a, *kernels[a->type], row0, row1);
 }
 
+/* The least that products of small quants take: sums of pairs, added as int16. */
+ALWAYS_INLINE void int8_step(__m256i *sum, const __m256i *w) {
+    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(*w, *w));
+}
+DEFINE_PEAK(peak_int8, __m256i, _mm256_set1_epi8(3), int8_step, 32)
+
 const backend backend_avx2 = {
     .name = "avx2",
     .available = available,
@@ -139,4 +145,5 @@ const backend backend_avx2 = {
     .axpy = axpy,
     .attend = attend,
     .to_f16 = to_f16,
+    .peak = peak,
 };

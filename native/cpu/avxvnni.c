@@ -93,6 +93,11 @@ static void matmul(const matmul_args *a, int row0, int row1) {
         panel_product(a, *kernels[a->type], row0, row1);
 }
 
+ALWAYS_INLINE void int8_step(__m256i *sum, const __m256i *w) {
+    *sum = _mm256_dpbusd_avx_epi32(*sum, *w, *w);
+}
+DEFINE_PEAK(peak_int8, __m256i, _mm256_set1_epi8(3), int8_step, 32)
+
 const backend backend_avxvnni = {
     .name = "avxvnni",
     .available = available,
@@ -104,4 +109,5 @@ const backend backend_avxvnni = {
     .axpy = axpy,
     .attend = attend,
     .to_f16 = to_f16,
+    .peak = peak,
 };

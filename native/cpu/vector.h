@@ -149,6 +149,44 @@ static void matmul_float(const matmul_args *a, int row0, int row1) {
         float_rows(a, read_bf16, row0, row1);
 }
 
+/* ---- the peak, see backend.h --------------------------------------------------------- */
+
+/* Keeps a vector in a register and hides its value from the compiler. */
+#if defined(__AVX512F__)
+#define OPAQUE(v) __asm__ volatile("" : "+v"(v))
+#elif defined(__x86_64__)
+#define OPAQUE(v) __asm__ volatile("" : "+x"(v))
+#else
+#define OPAQUE(v) __asm__ volatile("" : "+w"(v))
+#endif
+#define PEAK_STEP(step, sum) OPAQUE(w); step(&sum, &w); OPAQUE(sum);
+
+/* Defines name(n): n rounds of step(vector *sum, vector *w), which does some products, on
+ * twelve independent sums. They hide the latency and fit 16 registers; as an array the
+ * compiler would keep them in memory. */
+#define DEFINE_PEAK(name, vector, start, step, products)                                       \
+    static int64_t name(int64_t n) {                                                           \
+        vector w = start, a = w, b = w, c = w, d = w, e = w, f = w, g = w, h = w, i = w,       \
+               j = w, k = w, l = w;                                                            \
+        for (int64_t round = 0; round < n; round++) {                                          \
+            PEAK_STEP(step, a) PEAK_STEP(step, b) PEAK_STEP(step, c) PEAK_STEP(step, d)        \
+            PEAK_STEP(step, e) PEAK_STEP(step, f) PEAK_STEP(step, g) PEAK_STEP(step, h)        \
+            PEAK_STEP(step, i) PEAK_STEP(step, j) PEAK_STEP(step, k) PEAK_STEP(step, l)        \
+        }                                                                                      \
+        return n * 12 * products;                                                              \
+    }
+
+ALWAYS_INLINE void f32_step(vf *sum, const vf *w) {
+    *sum = vf_fma(*w, *w, *sum);
+}
+DEFINE_PEAK(peak_f32, vf, vf_set1(0.5f), f32_step, LANES)
+
+static int64_t peak_int8(int64_t n); /* the including file defines it */
+
+static int64_t peak(peak_kind kind, int64_t n) {
+    return kind == PEAK_INT8 ? peak_int8(n) : peak_f32(n);
+}
+
 /* ---- element by element -------------------------------------------------------------- */
 
 /* e^x for x in [-87.3, 88.3], clamped to it; within 2 ulp. The argument is reduced by
