@@ -67,8 +67,10 @@ typedef struct backend {
     int (*available)(void);
     /* Rows [row0, row1) of the product. */
     void (*matmul)(const matmul_args *, int row0, int row1);
-    /* A group of 32 that holds a NaN or an infinity makes every product with it NaN. */
-    void (*quantize)(const float *x, void *act, int n);
+    /* The values [first, last), multiples of 32, of a row of n into its act row; the rest of
+     * both is not touched. A group of 32 that holds a NaN or an infinity makes every product
+     * with it NaN. */
+    void (*quantize)(const float *x, void *act, int n, int first, int last);
     /* y = x / sqrt(mean(x^2) + eps) * w; y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, int n, float eps);
     /* Rotates the pairs (x[i], x[i + n/2]) by the angle whose cos and sin are given, in place. */

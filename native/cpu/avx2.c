@@ -512,11 +512,11 @@ static uint32_t top_bits(const float *x) {
     return (uint32_t)_mm_cvtsi128_si32(top);
 }
 
-static void quantize(const float *x, void *row, int n) {
+static void quantize(const float *x, void *row, int n, int first, int last) {
     int8_t *q = row;
     float *d = (float *)(void *)(q + n);
     int16_t *sum = (int16_t *)(void *)(d + n / 32);
-    for (int i = 0; i < n; i += 32, sum += 2) {
+    for (int i = first; i < last; i += 32) {
         float factor;
         __m256i v[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
                         _mm256_setzero_si256()};
@@ -533,8 +533,8 @@ static void quantize(const float *x, void *row, int n) {
         sums = _mm256_hadd_epi32(sums, sums);
         __m128i both = _mm_add_epi32(_mm256_castsi256_si128(sums),
                                      _mm256_extracti128_si256(sums, 1));
-        sum[0] = (int16_t)_mm_extract_epi32(both, 0);
-        sum[1] = (int16_t)_mm_extract_epi32(both, 1);
+        sum[i / 16] = (int16_t)_mm_extract_epi32(both, 0);
+        sum[i / 16 + 1] = (int16_t)_mm_extract_epi32(both, 1);
     }
 }
 

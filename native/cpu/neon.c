@@ -304,11 +304,11 @@ static void matmul(const matmul_args *a, int row0, int row1) {
 
 /* ---- activations ------------------------------------------------------------------------- */
 
-static void quantize(const float *x, void *row, int n) {
+static void quantize(const float *x, void *row, int n, int first, int last) {
     int8_t *q = row;
     float *d = (float *)(void *)(q + n);
     int16_t *sum = (int16_t *)(void *)(d + n / 32);
-    for (int i = 0; i < n; i += 32) {
+    for (int i = first; i < last; i += 32) {
         uint32x4_t top = vdupq_n_u32(0), magnitude = vdupq_n_u32(0x7fffffff);
         for (int k = i; k < i + 32; k += 4)
             top = vmaxq_u32(top, vandq_u32(vreinterpretq_u32_f32(vf_load(x + k)), magnitude));

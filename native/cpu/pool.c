@@ -31,6 +31,7 @@ typedef struct {
 
 struct pool {
     alignas(CACHE_LINE) atomic_int arrived; /* at the current barrier */
+    alignas(CACHE_LINE) atomic_int claimed; /* since the last barrier */
     alignas(CACHE_LINE) atomic_int asleep;
     void (*fn)(void *arg, int tid, int n_threads); /* NULL: quit */
     void *arg;
@@ -185,13 +186,17 @@ static void give_tickets(pool *p, int n, int tid) {
 /* ---- running ------------------------------------------------------------------ */
 
 void pool_barrier(pool *p, int tid) {
-    if (p->n_threads == 1) return;
     if (atomic_fetch_add(&p->arrived, 1) + 1 < p->n_threads) {
         take_ticket(&p->members[tid]);
-    } else {
+    } else { /* the last one: nobody claims before it gives the tickets */
         atomic_store(&p->arrived, 0);
+        atomic_store_explicit(&p->claimed, 0, memory_order_relaxed);
         give_tickets(p, p->n_threads, tid);
     }
+}
+
+int pool_claim(pool *p) {
+    return atomic_fetch_add_explicit(&p->claimed, 1, memory_order_relaxed);
 }
 
 void pool_run(pool *p, void (*fn)(void *arg, int tid, int n_threads), void *arg) {

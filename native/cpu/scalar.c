@@ -81,11 +81,11 @@ static void matmul(const matmul_args *a, int row0, int row1) {
 
 /* ---- activations -------------------------------------------------------------- */
 
-static void quantize(const float *x, void *row, int n) {
+static void quantize(const float *x, void *row, int n, int first, int last) {
     int8_t *q = row;
     float *d = (float *)(void *)(q + n);
     int16_t *sum = (int16_t *)(void *)(d + n / 32);
-    for (int i = 0; i < n; i += 32) {
+    for (int i = first; i < last; i += 32) {
         uint32_t top_bits = 0;
         for (int k = i; k < i + 32; k++) {
             uint32_t bits;
