@@ -27,8 +27,4 @@ void pool_barrier(pool *, int tid);
  * thread that claims tasks until the number is past the last holds the others up least. */
 int pool_claim(pool *);
 
-/* The physical cores this process may use (of the fast kind, where the system tells), within
- * its cpu quota; at least 1. */
-int pool_default_threads(void);
-
 #endif
