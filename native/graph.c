@@ -7,8 +7,8 @@
 #include "graph.h"
 
 #include <math.h>
-#include <string.h>
 
+#include "attention.h"
 #include "codec.h"
 #include "moe.h"
 
@@ -43,59 +43,9 @@ static void norm(const step *s, const float *norm_weight, bool quantize, int tid
         ws->model->cpu->rmsnorm(y, ws->x + (size_t)t * (size_t)c->n_embd, norm_weight, c->n_embd,
                                c->rms_eps);
         if (quantize)
-            ws->model->cpu->quantize(y, ws->normed.q + (size_t)t * ws->normed.stride, c->n_embd);
+            ws->model->cpu->quantize(y, ws->normed.q + (size_t)t * ws->normed.stride, c->n_embd, 0,
+                                    c->n_embd);
     }
-}
-
-/* Normalizes and rotates the heads of q and k, and appends k and v to the cache. */
-static void position_heads(const step *s, const layer *l, int index, int tid) {
-    const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
-    const backend *cpu = ws->model->cpu;
-    int hd = c->head_dim, heads = c->n_heads + c->n_kv_heads;
-    for (int i = tid; i < s->n * heads; i += s->n_threads) {
-        int t = i / heads, h = i % heads;
-        bool is_q = h < c->n_heads;
-        float *x = is_q ? ws->q + ((size_t)t * (size_t)c->n_heads + (size_t)h) * (size_t)hd
-                        : ws->k + ((size_t)t * (size_t)c->n_kv_heads + (size_t)(h - c->n_heads)) *
-                                     (size_t)hd;
-        cpu->rmsnorm(x, x, is_q ? l->q_norm : l->k_norm, hd, c->rms_eps);
-        cpu->rope(x, ws->cos + t * (hd / 2), ws->sin + t * (hd / 2), hd);
-        if (is_q) continue;
-        h -= c->n_heads;
-        const float *v = ws->v + ((size_t)t * (size_t)c->n_kv_heads + (size_t)h) * (size_t)hd;
-        size_t at = (size_t)(s->pos + t) * (size_t)hd * s->kv->item;
-        uint8_t *keys = kv_keys(s->kv, index, h) + at, *values = kv_values(s->kv, index, h) + at;
-        if (s->kv->item == sizeof(float)) {
-            memcpy(keys, x, (size_t)hd * sizeof(float));
-            memcpy(values, v, (size_t)hd * sizeof(float));
-        } else {
-            cpu->to_f16(x, (f16_t *)(void *)keys, hd);
-            cpu->to_f16(v, (f16_t *)(void *)values, hd);
-        }
-    }
-}
-
-/* Grouped-query attention: the heads of a group read each key and value once. */
-static void attend(const step *s, int index, int tid) {
-    const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
-    int hd = c->head_dim, group = c->n_heads / c->n_kv_heads;
-    for (int i = tid; i < s->n * c->n_kv_heads; i += s->n_threads) {
-        int t = i / c->n_kv_heads, h = i % c->n_kv_heads;
-        size_t head = ((size_t)t * (size_t)c->n_heads + (size_t)h * (size_t)group) * (size_t)hd;
-        ws->model->cpu->attend(&(attend_args){
-            .n_q = group, .head_dim = hd, .n_kv = s->pos + t + 1, .q = ws->q + head,
-            .k = kv_keys(s->kv, index, h), .v = kv_values(s->kv, index, h),
-            .kv_is_f32 = s->kv->item == sizeof(float), .scale = 1.0f / sqrtf((float)hd),
-            .out = ws->attended.f + head, .scores = ws->scores + (size_t)tid * ws->scores_stride});
-    }
-}
-
-/* The vectors of x that fall to this thread, quantized if w takes that. */
-static void prepare_share(const step *s, vectors *x, const weight *w, int tid) {
-    range r = share(s->n, 1, tid, s->n_threads);
-    for (int t = r.first; t < r.last; t++) prepare(s, x, t, w);
 }
 
 /* x += y; the product's rows were written by all, so a barrier stands before. */
@@ -144,11 +94,7 @@ static void forward(void *arg, int tid, int n_threads) {
         multiply(s, &l->k, &ws->normed, NULL, ws->k, n_kv, NULL, s->n, tid);
         multiply(s, &l->v, &ws->normed, NULL, ws->v, n_kv, NULL, s->n, tid);
         pool_barrier(m->pool, tid);
-        position_heads(s, l, i, tid);
-        pool_barrier(m->pool, tid);
-        attend(s, i, tid);
-        pool_barrier(m->pool, tid);
-        prepare_share(s, &ws->attended, &l->o, tid);
+        attention(s, l, i, tid);
         pool_barrier(m->pool, tid);
         multiply(s, &l->o, &ws->attended, NULL, ws->normed.f, (size_t)c->n_embd, NULL, s->n, tid);
         pool_barrier(m->pool, tid);

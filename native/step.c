@@ -30,7 +30,7 @@ void multiply(const step *s, const weight *w, const vectors *x, const int32_t *r
 void prepare(const step *s, vectors *x, int i, const weight *w) {
     if (!type_takes_float(w->type))
         s->work->model->cpu->quantize(x->f + (size_t)i * (size_t)x->n, x->q + (size_t)i * x->stride,
-                                   x->n);
+                                      x->n, 0, x->n);
 }
 
 /* ---- working memory ------------------------------------------------------- */
@@ -67,14 +67,15 @@ static void carve_all(carver *c, workspace *ws, int n_ctx) {
     size_t heads = (size_t)m->n_heads, kv_heads = (size_t)m->n_kv_heads;
     size_t slots = m->n_experts ? (size_t)m->n_experts_used : 1;
     int ff = m->n_experts ? m->n_ff_expert : m->n_ff;
-    ws->scores_stride = heads / kv_heads * (size_t)n_ctx;
+    size_t blocks = ((size_t)n_ctx + KV_BLOCK - 1) / KV_BLOCK;
     ws->x = carve(c, batch, (size_t)m->n_embd * f);
     ws->q = carve(c, batch, heads * hd * f);
     ws->k = carve(c, batch, kv_heads * hd * f);
     ws->v = carve(c, batch, kv_heads * hd * f);
     ws->cos = carve(c, batch, hd / 2 * f);
     ws->sin = carve(c, batch, hd / 2 * f);
-    ws->scores = carve(c, (size_t)pool_size(ws->model->pool), ws->scores_stride * f);
+    ws->attention = carve(c, (size_t)pool_size(ws->model->pool), attention_scratch(m) * f);
+    ws->parts = carve(c, blocks * heads, attend_part(m->head_dim) * f);
     ws->up = carve(c, batch * slots, (size_t)ff * f);
     carve_vectors(c, &ws->normed, batch, m->n_embd);
     carve_vectors(c, &ws->attended, batch, m->n_heads * m->head_dim);

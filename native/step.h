@@ -25,8 +25,8 @@ typedef struct {
     float *x;                    /* [batch][n_embd] residual stream */
     float *q, *k, *v;            /* [batch][heads * head_dim] */
     float *cos, *sin;            /* [batch][head_dim / 2] */
-    float *scores;               /* [n_threads][group][n_ctx] */
-    size_t scores_stride;        /* of a thread */
+    float *attention;            /* [n_threads][attention_scratch] */
+    float *parts;                /* [n_ctx / KV_BLOCK][n_heads][attend_part] */
     float *up;                   /* [batch * slots][ff] */
     vectors normed, attended, hidden; /* inputs of: q k v gate up router; o; down */
     /* MoE, slots = experts used per token */
@@ -37,6 +37,14 @@ typedef struct {
     int32_t *expert_start;       /* [n_experts + 1], into the two below */
     int32_t *sorted_token, *sorted_slot; /* [batch * slots], grouped by expert */
 } workspace;
+
+/* Floats that a thread needs for attention: queries, parts of two blocks, the kernel's own,
+ * and a vector. */
+static inline size_t attention_scratch(const qwen3_config *c) {
+    size_t hd = (size_t)c->head_dim, part = attend_part(c->head_dim);
+    return (hd + 2 * part) * ATTEND_ROWS + attend_scratch(c->head_dim) +
+           (size_t)kv_width(c->head_dim);
+}
 
 qwen3_status workspace_init(workspace *, qwen3_model *, int n_ctx, int batch, qwen3_error *err);
 void workspace_free(workspace *);

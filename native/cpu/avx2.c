@@ -30,6 +30,9 @@ static inline vf vf_load_bf16(const void *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+static inline vf vf_load_i8(const void *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+}
 static inline void vf_store_f16(void *p, vf a) {
     _mm_storeu_si128(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -46,6 +49,7 @@ static inline float vf_top(vf a) {
 }
 
 #include "vector.h"
+#include "attend.h"
 
 static int available(void) {
     unsigned a, b, c, d; /* not every compiler's __builtin_cpu_supports knows f16c */
@@ -512,11 +516,11 @@ static uint32_t top_bits(const float *x) {
     return (uint32_t)_mm_cvtsi128_si32(top);
 }
 
-static void quantize(const float *x, void *row, int n) {
+static void quantize(const float *x, void *row, int n, int first, int last) {
     int8_t *q = row;
     float *d = (float *)(void *)(q + n);
     int16_t *sum = (int16_t *)(void *)(d + n / 32);
-    for (int i = 0; i < n; i += 32, sum += 2) {
+    for (int i = first; i < last; i += 32) {
         float factor;
         __m256i v[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
                         _mm256_setzero_si256()};
@@ -533,8 +537,8 @@ static void quantize(const float *x, void *row, int n) {
         sums = _mm256_hadd_epi32(sums, sums);
         __m128i both = _mm_add_epi32(_mm256_castsi256_si128(sums),
                                      _mm256_extracti128_si256(sums, 1));
-        sum[0] = (int16_t)_mm_extract_epi32(both, 0);
-        sum[1] = (int16_t)_mm_extract_epi32(both, 1);
+        sum[i / 16] = (int16_t)_mm_extract_epi32(both, 0);
+        sum[i / 16 + 1] = (int16_t)_mm_extract_epi32(both, 1);
     }
 }
 
@@ -548,5 +552,6 @@ const backend backend_avx2 = {
     .swiglu = swiglu,
     .axpy = axpy,
     .attend = attend,
+    .merge = merge,
     .to_f16 = to_f16,
 };

@@ -2,6 +2,7 @@
 #include <arm_neon.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #if defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -36,6 +37,12 @@ static inline vf vf_load_f16(const void *p) {
 static inline vf vf_load_bf16(const void *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
+static inline vf vf_load_i8(const void *p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
 static inline void vf_store_f16(uint16_t *p, vf a) {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a)));
 }
@@ -43,6 +50,7 @@ static inline float vf_sum(vf a) { return vaddvq_f32(a); }
 static inline float vf_top(vf a) { return vmaxvq_f32(a); }
 
 #include "vector.h"
+#include "attend.h"
 
 static int available(void) {
 #if defined(__linux__)
@@ -304,11 +312,11 @@ static void matmul(const matmul_args *a, int row0, int row1) {
 
 /* ---- activations ------------------------------------------------------------------------- */
 
-static void quantize(const float *x, void *row, int n) {
+static void quantize(const float *x, void *row, int n, int first, int last) {
     int8_t *q = row;
     float *d = (float *)(void *)(q + n);
     int16_t *sum = (int16_t *)(void *)(d + n / 32);
-    for (int i = 0; i < n; i += 32) {
+    for (int i = first; i < last; i += 32) {
         uint32x4_t top = vdupq_n_u32(0), magnitude = vdupq_n_u32(0x7fffffff);
         for (int k = i; k < i + 32; k += 4)
             top = vmaxq_u32(top, vandq_u32(vreinterpretq_u32_f32(vf_load(x + k)), magnitude));
@@ -335,5 +343,6 @@ const backend backend_neon = {
     .swiglu = swiglu,
     .axpy = axpy,
     .attend = attend,
+    .merge = merge,
     .to_f16 = to_f16,
 };
