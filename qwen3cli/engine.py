@@ -190,6 +190,11 @@ class Session:
         return self._native.n_ctx
 
     @property
+    def kv_bytes(self) -> int:
+        """What the kv cache takes when the context is full; memory is taken as it fills."""
+        return self._native.kv_bytes
+
+    @property
     def ids(self) -> list[int]:
         return self._native.ids()
 
