@@ -47,7 +47,7 @@ _PEERS = {  # --against: which layouts of llama.cpp
     "llama.cpp:repacked": ("repacked",),
 }
 _FLOAT = ("F32", "F16", "BF16")
-_KV_BYTES = {"f16": 2, "f32": 4}
+_KV_BYTES = {"f16": 2, "f32": 4, "q8": 34 / 32}
 
 
 # ---- what to measure -----------------------------------------------------------------
