@@ -2,7 +2,6 @@
 #include "pool.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
 #include <stdatomic.h>
@@ -14,13 +13,19 @@
 
 #include "machine.h"
 
-enum { CACHE_LINE = 128, /* two lines: neighbours are prefetched in pairs */ SPIN_NS = 50000 };
+enum {
+    CACHE_LINE = 128, /* two lines: neighbours are prefetched in pairs */
+    MIN_SPIN_NS = 2000,
+    MAX_SPIN_NS = 50000,
+};
 
 /* A thread waits for tickets: one starts a run, one leaves each barrier. Two threads may give
  * tickets to the same one in either order, so they are counted, not set. */
 typedef struct {
     alignas(CACHE_LINE) atomic_uint given;
-    unsigned taken; /* touched by the owner alone */
+    /* touched by the owner alone */
+    unsigned taken;
+    int64_t spin_ns; /* at most, before it sleeps */
     pool *pool;
     pthread_t thread;
 } member;
@@ -59,16 +64,21 @@ static bool has_ticket(member *m, unsigned ticket) {
     return (int)(atomic_load(&m->given) - ticket) >= 0;
 }
 
+/* Spinning in vain means that the awaited thread has no CPU, and this one may be sitting on it:
+ * then it spins less the next time. */
 static bool spin(member *m, unsigned ticket) {
     int64_t deadline = 0;
     for (int i = 1; !has_ticket(m, ticket); i++) {
         pause_cpu();
-        if (i % 64) continue; /* reading the clock costs as much as these */
+        if (i % 16) continue; /* reading the clock costs as much as these */
         int64_t now = now_ns();
-        if (deadline == 0) deadline = now + SPIN_NS;
-        if (now > deadline) return false;
-        sched_yield(); /* to the awaited thread, should it share this CPU */
+        if (deadline == 0) deadline = now + m->spin_ns;
+        if (now <= deadline) continue;
+        m->spin_ns = m->spin_ns / 2 > MIN_SPIN_NS ? m->spin_ns / 2 : MIN_SPIN_NS;
+        return false;
     }
+    m->spin_ns += m->spin_ns / 8;
+    if (m->spin_ns > MAX_SPIN_NS) m->spin_ns = MAX_SPIN_NS;
     return true;
 }
 
@@ -161,10 +171,12 @@ pool *pool_new(int n_threads) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* threads inherit it */
     int n = 1;
-    for (p->members[0].pool = p; n < n_threads; n++) {
-        p->members[n].pool = p;
-        if (pthread_create(&p->members[n].thread, NULL, work, &p->members[n])) break;
+    for (int i = 0; i < n_threads; i++) {
+        p->members[i].pool = p;
+        p->members[i].spin_ns = MAX_SPIN_NS;
     }
+    for (; n < n_threads; n++)
+        if (pthread_create(&p->members[n].thread, NULL, work, &p->members[n])) break;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (n == n_threads) return p;
     quit(p, n);
