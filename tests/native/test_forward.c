@@ -9,6 +9,7 @@
 #include "qwen3.h"
 
 enum { N = 40, N_CTX = 64, ROUNDS = 20 };
+enum { LONG = 2060, PROMPT = 2040 }; /* from 2048 on threads share a token's positions */
 
 static void expect(bool ok, const char *what) {
     if (ok) return;
@@ -16,8 +17,8 @@ static void expect(bool ok, const char *what) {
     exit(1);
 }
 
-static void fill(int32_t ids[N], const qwen3_model *m, unsigned seed) {
-    for (int i = 0; i < N; i++) {
+static void fill(int32_t *ids, int n, const qwen3_model *m, unsigned seed) {
+    for (int i = 0; i < n; i++) {
         seed = seed * 1664525u + 1013904223u;
         ids[i] = (int32_t)((seed >> 8) % (unsigned)qwen3_model_config(m)->n_vocab);
     }
@@ -31,17 +32,17 @@ static qwen3_model *open_model(const char *path, int threads) {
     return m;
 }
 
-/* The logits after N tokens, computed chunk by chunk; the caller frees them. */
-static float *logits_of(const char *path, int threads, int chunk) {
+/* The logits after n_tokens, computed as a prompt, then chunk by chunk; the caller frees them. */
+static float *logits_of(const char *path, int threads, int n_tokens, int prompt, int chunk) {
     qwen3_error err;
-    int32_t ids[N];
+    int32_t ids[LONG];
     qwen3_model *m = open_model(path, threads);
-    qwen3_session *s = qwen3_session_new(m, N_CTX, QWEN3_KV_F16, &err);
+    qwen3_session *s = qwen3_session_new(m, n_tokens, QWEN3_KV_F16, &err);
     expect(s != NULL, "a session begins");
-    fill(ids, m, 1);
-    for (int i = 0; i < N; i += chunk) {
-        size_t n = (size_t)(chunk < N - i ? chunk : N - i);
-        expect(qwen3_extend(s, ids + i, n, &err) == QWEN3_OK, "the tokens are computed");
+    fill(ids, n_tokens, m, 1);
+    for (int i = 0, n = prompt; i < n_tokens; i += n, n = chunk) {
+        if (n > n_tokens - i) n = n_tokens - i;
+        expect(qwen3_extend(s, ids + i, (size_t)n, &err) == QWEN3_OK, "the tokens are computed");
     }
     size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
     float *copy = malloc(bytes);
@@ -56,14 +57,19 @@ static void same_bits(const char *path) {
     qwen3_model *m = open_model(path, 1);
     size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
     qwen3_model_close(m);
-    float *reference = logits_of(path, 1, N);
+    float *reference = logits_of(path, 1, N, N, N);
     for (int threads = 1; threads <= 4; threads++)
         for (int chunk = 1; chunk <= N; chunk += 13) {
-            float *ours = logits_of(path, threads, chunk);
+            float *ours = logits_of(path, threads, N, chunk, chunk);
             expect(memcmp(reference, ours, bytes) == 0, "threads and chunks give the same bits");
             free(ours);
         }
     free(reference);
+    reference = logits_of(path, 1, LONG, LONG, LONG);
+    float *ours = logits_of(path, 3, LONG, PROMPT, 1);
+    expect(memcmp(reference, ours, bytes) == 0, "a long context gives the same bits");
+    free(reference);
+    free(ours);
 }
 
 typedef struct {
@@ -82,7 +88,7 @@ static void *compute(void *arg) {
     shared *x = arg;
     qwen3_error err;
     int32_t ids[N];
-    fill(ids, x->model, 2);
+    fill(ids, N, x->model, 2);
     for (int i = 0; i < ROUNDS; i++) {
         ids[i % N] = (int32_t)i;
         expect(qwen3_sync(x->other, ids, N, &err) >= 0, "the other session is not disturbed");
@@ -101,7 +107,7 @@ static void cancel_while_computing(const char *path) {
     expect(x.cancelled && x.other, "two sessions begin");
     expect(pthread_create(&canceller, NULL, cancel, &x) == 0, "a thread starts");
     expect(pthread_create(&computer, NULL, compute, &x) == 0, "a thread starts");
-    fill(ids, m, 3);
+    fill(ids, N, m, 3);
     for (int i = 0; i < ROUNDS; i++) {
         ids[i % N] = (int32_t)i; /* another sequence each time */
         bool finished = qwen3_sync(x.cancelled, ids, N, &err) >= 0;
