@@ -166,6 +166,11 @@ def test_a_stop_text_ends_the_answer_before_it(qwen3: Command) -> None:
     assert (done.returncode, done.stdout) == (0, "6\n")
 
 
+def test_a_q8_cache_answers_too(qwen3: Command) -> None:
+    done = qwen3("run", QUESTION, *GREEDY, "--kv", "q8")
+    assert (done.returncode, done.stdout) == (0, "60\n")
+
+
 # ---- errors --------------------------------------------------------------------
 
 
@@ -183,6 +188,7 @@ def test_a_stop_text_ends_the_answer_before_it(qwen3: Command) -> None:
         (2, ["run", "hi", "--seed", str(2**64)], "range from 0 to 18446744073709551615"),
         (2, ["run", "hi", "--ctx", "16777217"], "range from 1 to 16777216"),
         (2, ["run", "hi", "--threads", "1025"], "range from 0 to 1024"),
+        (2, ["run", "hi", "--kv", "q3"], "'q3' is not f16 or q8"),
         (2, ["run", "hi", "--top-k", str(2**31)], "range from 0 to 2147483647"),
         (2, ["run", "hi", "--budget", str(2**31)], "range from 0 to 2147483647"),
         (2, ["run", "hi", "--max-tokens", str(2**63)], "range from 1 to 2147483647"),

@@ -147,6 +147,45 @@ def test_a_recipe_costs_no_more_than(name: str, recipe: str, most: float, conver
     assert mean_kl_divergence(session, name) <= most
 
 
+@pytest.mark.parametrize(("name", "most"), [("nano-dense", 5e-4), ("nano-moe", 3e-3)])
+def test_a_q8_cache_costs_little_and_takes_half_the_memory(
+    name: str, most: float, convert: Convert
+) -> None:
+    model = Model(convert(name, "Q8_0"))
+    half, byte = model.session(kv="f16"), model.session(kv="q8")
+    assert byte.kv_bytes == half.kv_bytes * 17 // 32
+    divergence, agrees = [], []
+    for reference in references(name):
+        every = range(len(reference.ids))
+        f16, q8 = (logits_at(session, reference.ids, every) for session in (half, byte))
+        divergence.append(kl_divergence(f16, q8))
+        agrees.append(f16.argmax(-1) == q8.argmax(-1))
+    assert 0 < np.concatenate(divergence).mean() <= most
+    assert np.concatenate(agrees).mean() >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"),
+    # no whole blocks, padded values, one head each, more heads in a group than one call takes
+    [(4, 2, 16), (6, 2, 30), (3, 3, 8), (112, 1, 16)],
+)
+def test_attention_of_any_shape(
+    heads: int, kv_heads: int, head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = "F32" if heads * head_dim % 32 else "Q8_0"  # of attn_output: whole blocks
+    image = tiny_model(kind, heads=heads, kv_heads=kv_heads, head_dim=head_dim, ffn=64, n_ctx=300)
+    exact = decoded(image).write(tmp_path / "f32.gguf")
+    path = image.write(tmp_path / "shape.gguf")
+    ids = [(7 * i * i + 3) % 256 for i in range(300)]
+    monkeypatch.setenv("QWEN3_ISA", "scalar")
+    want = logits_at(Model(exact).session(), ids, [299])
+    monkeypatch.delenv("QWEN3_ISA")
+    whole = logits_at(Model(path, threads=3).session(kv="f32"), ids, [299])
+    assert rms(whole - want) <= (1e-5 if kind == "F32" else 0.05) * want.std()
+    steps = logits_at(Model(path, threads=1).session(kv="f32"), ids, [40, *range(240, 300)])
+    np.testing.assert_array_equal(steps[-1], whole[0])
+
+
 @pytest.mark.parametrize("experts", [0, 3])
 @pytest.mark.parametrize("kind", WEIGHT_TYPES)
 def test_every_weight_type_computes_what_it_decodes_to(
@@ -179,17 +218,17 @@ def rms(x: Logits) -> float:
 # ---- the same sequence computed in other ways ------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["F32", "Q8_0"])
+@pytest.mark.parametrize(("recipe", "kv"), [("F32", "f32"), ("Q8_0", "f16"), ("Q8_0", "q8")])
 @pytest.mark.parametrize("name", NANO)
 def test_prefill_in_any_chunks_gives_the_same_bits(
-    name: str, recipe: str, convert: Convert
+    name: str, recipe: str, kv: str, convert: Convert
 ) -> None:
     model = Model(convert(name, recipe))
     ids = references(name)[0].ids
-    whole = model.session()
+    whole = model.session(kv=kv)
     whole.sync(ids)
     for size in (1, 2, 3, 7, 16, 33, 100):
-        session = model.session()
+        session = model.session(kv=kv)
         for at in range(0, len(ids), size):
             session.extend(ids[at : at + size])
         np.testing.assert_array_equal(session.logits(), whole.logits())

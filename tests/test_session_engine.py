@@ -58,6 +58,17 @@ def test_an_unknown_kv_type_is_refused(model: Model) -> None:
         model.session(kv="q3")
 
 
+def test_a_q8_cache_needs_heads_of_whole_blocks(model: Model) -> None:
+    with pytest.raises(Qwen3Error, match="blocks of 32, not of 16: use f16"):
+        model.session(kv="q8")
+
+
+def test_the_cache_holds_whole_tiles_of_16_positions(model: Model) -> None:
+    one_token = 2 * 2 * 2 * 16  # keys and values, layers, heads, items
+    assert model.session(n_ctx=50, kv="f16").kv_bytes == 64 * one_token * 2
+    assert model.session(n_ctx=64, kv="f32").kv_bytes == 64 * one_token * 4
+
+
 def test_sync_reuses_the_common_prefix(model: Model, session: Session) -> None:
     assert session.sync(IDS) == 0
     assert session.ids == IDS

@@ -19,7 +19,8 @@ enum { SUMS = 12 }; /* in 16 */
 enum {
     COLUMNS = KV_TILE / LANES,                      /* vectors of 16 columns */
     MOST_ROWS = SUMS / (COLUMNS > 2 ? COLUMNS : 2), /* of a product: 12, or 6 */
-    TILE_ROWS = 8,                                  /* up to which tiles are read themselves */
+    TILE_ROWS = 8, /* up to which tiles are read themselves, and of such a product at most */
+    MOST_TILE_ROWS = LANES == 16 ? TILE_ROWS : 4,
     AHEAD = 8192,                                   /* bytes that these are prefetched ahead */
 };
 
@@ -102,13 +103,15 @@ ALWAYS_INLINE void multiply_rows(const int R, const operand B, int n_columns, in
 
 /* The rows that one product takes of those that are left. */
 ALWAYS_INLINE int rows_of(int left, bool in_cache) {
-    return left >= MOST_ROWS && !in_cache ? MOST_ROWS : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    int most = in_cache ? MOST_TILE_ROWS : MOST_ROWS;
+    return left >= most ? most : left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
 ALWAYS_INLINE void multiply(int n_rows, const operand B, int n_columns, int n, const float *a,
                             size_t a_row, size_t a_k, matrix b, float *c, size_t c_row) {
-    if (!B.in_cache && n_rows == MOST_ROWS)
-        multiply_rows(MOST_ROWS, B, n_columns, n, a, a_row, a_k, b, c, c_row);
+    const int most = B.in_cache ? MOST_TILE_ROWS : MOST_ROWS;
+    if (n_rows == most)
+        multiply_rows(most, B, n_columns, n, a, a_row, a_k, b, c, c_row);
     else if (n_rows == 4)
         multiply_rows(4, B, n_columns, n, a, a_row, a_k, b, c, c_row);
     else if (n_rows == 2)

@@ -8,7 +8,8 @@
 
 #include "qwen3.h"
 
-enum { N = 40, N_CTX = 64, ROUNDS = 20, MOST = 600 };
+enum { N = 40, N_CTX = 64, ROUNDS = 20, MANY = 600 };
+enum { LONG = 2060, PROMPT = 2040 }; /* from 2048 on threads share a token's positions */
 
 static void expect(bool ok, const char *what) {
     if (ok) return;
@@ -31,16 +32,17 @@ static qwen3_model *open_model(const char *path, int threads) {
     return m;
 }
 
-/* The logits after n tokens, computed chunk by chunk; the caller frees them. */
-static float *logits_of(qwen3_model *m, int n, int chunk) {
+/* The logits after n tokens, computed as a prompt, then chunk by chunk; the caller frees them. */
+static float *logits_of(qwen3_model *m, int n, int prompt, int chunk) {
     qwen3_error err;
-    int32_t ids[MOST];
+    int32_t ids[LONG];
     qwen3_session *s = qwen3_session_new(m, n, QWEN3_KV_F16, &err);
     expect(s != NULL, "a session begins");
     fill(ids, n, m, 1);
-    for (int i = 0; i < n; i += chunk) {
-        size_t count = (size_t)(chunk < n - i ? chunk : n - i);
-        expect(qwen3_extend(s, ids + i, count, &err) == QWEN3_OK, "the tokens are computed");
+    for (int i = 0, count = prompt; i < n; i += count, count = chunk) {
+        if (count > n - i) count = n - i;
+        expect(qwen3_extend(s, ids + i, (size_t)count, &err) == QWEN3_OK,
+               "the tokens are computed");
     }
     size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
     float *copy = malloc(bytes);
@@ -54,18 +56,29 @@ static float *logits_of(qwen3_model *m, int n, int chunk) {
 static void same_bits(const char *path, int n, const int *threads, const int *chunks) {
     qwen3_model *m = open_model(path, 1);
     size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
-    float *reference = logits_of(m, n, n);
+    float *reference = logits_of(m, n, n, n);
     qwen3_model_close(m);
     for (; *threads; threads++) {
         m = open_model(path, *threads);
         for (const int *chunk = chunks; *chunk; chunk++) {
-            float *ours = logits_of(m, n, *chunk);
+            float *ours = logits_of(m, n, *chunk, *chunk);
             expect(memcmp(reference, ours, bytes) == 0, "threads and chunks give the same bits");
             free(ours);
         }
         qwen3_model_close(m);
     }
     free(reference);
+}
+
+static void same_bits_in_a_long_context(const char *path) {
+    qwen3_model *one = open_model(path, 1), *three = open_model(path, 3);
+    float *reference = logits_of(one, LONG, LONG, LONG), *ours = logits_of(three, LONG, PROMPT, 1);
+    expect(memcmp(reference, ours, (size_t)qwen3_model_config(one)->n_vocab * sizeof(float)) == 0,
+           "a long context gives the same bits");
+    free(reference);
+    free(ours);
+    qwen3_model_close(one);
+    qwen3_model_close(three);
 }
 
 typedef struct {
@@ -127,8 +140,9 @@ int main(void) {
     for (int i = 0; i < 2; i++) {
         same_bits(paths[i], N, (int[]){1, 2, 3, 4, 5, 6, 7, 8, 0}, (int[]){1, 14, 27, 40, 0});
         /* More than one pass of a dense model, and more columns than one tile. */
-        same_bits(paths[i], MOST, (int[]){1, 3, 0}, (int[]){1, 130, MOST, 0});
+        same_bits(paths[i], MANY, (int[]){1, 3, 0}, (int[]){1, 130, MANY, 0});
         same_bits(nanos[i], 24, (int[]){2, 3, 8, 0}, (int[]){1, 5, 24, 0});
+        same_bits_in_a_long_context(paths[i]);
         cancel_while_computing(paths[i]);
     }
     puts("forward: ok");
