@@ -66,8 +66,11 @@ typedef struct {
     float *scores;       /* scratch, [n_q][n_kv] */
 } attend_args;
 
+/* What peak() multiplies: signed or unsigned bytes summed in 32 bits, or floats. */
+typedef enum { PEAK_INT8, PEAK_F32 } peak_kind;
+
 typedef struct backend {
-    const char *name; /* "scalar", "avx2", "avx512", "neon", "i8mm" */
+    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "neon", "i8mm" */
     int (*available)(void);
     /* Rows [row0, row1) of the product. */
     void (*matmul)(const matmul_args *, int row0, int row1);
@@ -85,6 +88,9 @@ typedef struct backend {
     void (*axpy)(float *y, float a, const float *x, int n);
     void (*attend)(const attend_args *);
     void (*to_f16)(const float *x, f16_t *y, int n);
+    /* Multiplies and adds in registers alone, as fast as the matrix products could at best;
+     * n rounds. Returns how many products that were. For probe.h. */
+    int64_t (*peak)(peak_kind, int64_t n);
 } backend;
 
 /* The fastest backend of this machine, or the one QWEN3_ISA names; NULL when that
@@ -96,6 +102,7 @@ const backend *const *backend_all(void);
 extern const backend backend_scalar;
 #if defined(__x86_64__)
 extern const backend backend_avx2;
+extern const backend backend_avxvnni; /* where QWEN3_AVXVNNI is defined */
 extern const backend backend_avx512;
 #endif
 #if defined(__aarch64__)

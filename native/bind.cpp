@@ -13,6 +13,7 @@
 #include <optional>
 #include <vector>
 
+#include "probe.h"
 #include "qwen3.h"
 
 namespace nb = nanobind;
@@ -246,6 +247,16 @@ struct Session {
         }
         if (status != QWEN3_OK) raise(err);
     }
+    void fill(size_t n) {
+        Turn turn(busy);
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = qwen3_session_fill(session, n, &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+    }
     nb::ndarray<nb::numpy, float, nb::ndim<1>> logits() const {
         Turn turn(busy);
         const float *logits = qwen3_session_logits(session);
@@ -269,6 +280,25 @@ struct Session {
         Turn turn(busy);
         const int32_t *ids = qwen3_session_ids(session);
         return std::vector<int32_t>(ids, ids + qwen3_session_len(session));
+    }
+};
+
+struct Probe {
+    qwen3_probe *probe;
+    Probe(const Model &m, size_t bytes) {
+        qwen3_error err;
+        {
+            nb::gil_scoped_release release;
+            probe = qwen3_probe_new(m.model, bytes, &err);
+        }
+        if (!probe) raise(err);
+    }
+    Probe(const Probe &) = delete;
+    ~Probe() { qwen3_probe_free(probe); }
+
+    template <double (*measure)(qwen3_probe *)> double rate() {
+        nb::gil_scoped_release release;
+        return measure(probe);
     }
 };
 
@@ -353,6 +383,7 @@ NB_MODULE(qwen3_native, m) {
         .def("ids", &Session::ids)
         .def("sync", &Session::sync, "ids"_a)
         .def("extend", &Session::extend, "ids"_a)
+        .def("fill", &Session::fill, "n"_a)
         .def("logits", &Session::logits)
         .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
              "presence_penalty"_a, "repetition_penalty"_a, "seed"_a, "generated_from"_a)
@@ -373,6 +404,12 @@ NB_MODULE(qwen3_native, m) {
                  return new Session(x, n_ctx, kv);
              },
              "n_ctx"_a, "kv"_a, nb::keep_alive<0, 1>());
+
+    nb::class_<Probe>(m, "Probe")
+        .def(nb::init<const Model &, size_t>(), "model"_a, "bytes"_a, nb::keep_alive<1, 2>())
+        .def("read", &Probe::rate<qwen3_probe_read>)
+        .def("int8", &Probe::rate<qwen3_probe_int8>)
+        .def("f32", &Probe::rate<qwen3_probe_f32>);
 
     m.def("quantize", &quantize_rows, "type"_a, "rows"_a, "weights"_a = nb::none());
     m.def("dequantize", &dequantize_values, "type"_a, "data"_a, "n"_a);

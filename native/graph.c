@@ -1,182 +1,100 @@
 /* graph.c - the forward pass of Qwen3 (Qwen3 Technical Report, 2025).
  *
- * All threads of the pool run the same code on their share of tokens, heads or
- * rows and meet at barriers; who computes a value never changes how, so results
- * do not depend on the number of threads.
+ * All threads of the pool run this code. In each phase they claim tasks - tokens, heads or
+ * stripes of rows - until none is left, and meet at the barrier behind it.
  */
 #include "graph.h"
 
 #include <math.h>
-#include <string.h>
 
+#include "attention.h"
 #include "codec.h"
 #include "moe.h"
 
-/* ---- one step ------------------------------------------------------------- */
-
-static void embed(const step *s, int tid) {
+/* The residual stream and the angles of every token. */
+static void embed(const step *s) {
     const workspace *ws = s->work;
-    const weight *w = &ws->model->embedding;
-    const weight_type *type = weight_type_of(w->type);
-    int half = ws->model->config.head_dim / 2;
-    range r = share(s->n, 1, tid, s->n_threads);
-    for (int t = r.first; t < r.last; t++) {
-        type->decode(w->data + (size_t)s->ids[t] * w->row_bytes,
-                     ws->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
+    const qwen3_model *m = ws->model;
+    const weight *w = &m->embedding;
+    int half = m->config.head_dim / 2;
+    for (int t; (t = pool_claim(m->pool)) < s->n;) {
+        weight_type_of(w->type)->decode(w->data + (size_t)s->ids[t] * w->row_bytes,
+                                        ws->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
         for (int i = 0; i < half; i++) {
-            float angle = (float)(s->pos + t) * ws->model->rope_freq[i];
-            ws->cos[t * half + i] = cosf(angle) * ws->model->rope_scale;
-            ws->sin[t * half + i] = sinf(angle) * ws->model->rope_scale;
+            float angle = (float)(s->pos + t) * m->rope_freq[i];
+            ws->cos[t * half + i] = cosf(angle) * m->rope_scale;
+            ws->sin[t * half + i] = sinf(angle) * m->rope_scale;
         }
     }
 }
 
-static bool quantized(const weight *w) { return !type_takes_float(w->type); }
-
-/* RMSNorm of the residual stream into ws->normed, in the quantized form too if it is read. */
-static void norm(const step *s, const float *norm_weight, bool quantize, int tid) {
+/* RMSNorm of token t of the residual stream into y, in the quantized form too if it is read. */
+static void norm_token(const step *s, int t, const float *w, bool act, vectors y) {
     const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
-    range r = share(s->n, 1, tid, s->n_threads);
-    for (int t = r.first; t < r.last; t++) {
-        float *y = ws->normed.f + (size_t)t * (size_t)c->n_embd;
-        ws->model->cpu->rmsnorm(y, ws->x + (size_t)t * (size_t)c->n_embd, norm_weight, c->n_embd,
-                               c->rms_eps);
-        if (quantize)
-            ws->model->cpu->quantize(y, ws->normed.q + (size_t)t * ws->normed.stride, c->n_embd);
-    }
-}
-
-/* Normalizes and rotates the heads of q and k, and appends k and v to the cache. */
-static void position_heads(const step *s, const layer *l, int index, int tid) {
-    const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
     const backend *cpu = ws->model->cpu;
-    int hd = c->head_dim, heads = c->n_heads + c->n_kv_heads;
-    for (int i = tid; i < s->n * heads; i += s->n_threads) {
-        int t = i / heads, h = i % heads;
-        bool is_q = h < c->n_heads;
-        float *x = is_q ? ws->q + ((size_t)t * (size_t)c->n_heads + (size_t)h) * (size_t)hd
-                        : ws->k + ((size_t)t * (size_t)c->n_kv_heads + (size_t)(h - c->n_heads)) *
-                                     (size_t)hd;
-        cpu->rmsnorm(x, x, is_q ? l->q_norm : l->k_norm, hd, c->rms_eps);
-        cpu->rope(x, ws->cos + t * (hd / 2), ws->sin + t * (hd / 2), hd);
-        if (is_q) continue;
-        h -= c->n_heads;
-        const float *v = ws->v + ((size_t)t * (size_t)c->n_kv_heads + (size_t)h) * (size_t)hd;
-        size_t at = (size_t)(s->pos + t) * (size_t)hd * s->kv->item;
-        uint8_t *keys = kv_keys(s->kv, index, h) + at, *values = kv_values(s->kv, index, h) + at;
-        if (s->kv->item == sizeof(float)) {
-            memcpy(keys, x, (size_t)hd * sizeof(float));
-            memcpy(values, v, (size_t)hd * sizeof(float));
-        } else {
-            cpu->to_f16(x, (f16_t *)(void *)keys, hd);
-            cpu->to_f16(v, (f16_t *)(void *)values, hd);
-        }
+    cpu->rmsnorm(y.f, ws->x + (size_t)t * (size_t)y.n, w, y.n, ws->model->config.rms_eps);
+    if (act) cpu->quantize(y.f, y.q, y.n, 0, y.n);
+}
+
+/* Of all tokens. A single one is normalized by every thread for itself: that takes less time
+ * than a barrier. */
+static vectors norm(const step *s, const float *w, bool act, int tid) {
+    vectors y = s->work->normed;
+    pool *p = s->work->model->pool;
+    if (s->n == 1) {
+        y = vectors_from(y, tid);
+        norm_token(s, 0, w, act, y);
+        return y;
     }
-}
-
-/* Grouped-query attention: the heads of a group read each key and value once. */
-static void attend(const step *s, int index, int tid) {
-    const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
-    int hd = c->head_dim, group = c->n_heads / c->n_kv_heads;
-    for (int i = tid; i < s->n * c->n_kv_heads; i += s->n_threads) {
-        int t = i / c->n_kv_heads, h = i % c->n_kv_heads;
-        size_t head = ((size_t)t * (size_t)c->n_heads + (size_t)h * (size_t)group) * (size_t)hd;
-        ws->model->cpu->attend(&(attend_args){
-            .n_q = group, .head_dim = hd, .n_kv = s->pos + t + 1, .q = ws->q + head,
-            .k = kv_keys(s->kv, index, h), .v = kv_values(s->kv, index, h),
-            .kv_is_f32 = s->kv->item == sizeof(float), .scale = 1.0f / sqrtf((float)hd),
-            .out = ws->attended.f + head, .scores = ws->scores + (size_t)tid * ws->scores_stride});
-    }
-}
-
-/* The vectors of x that fall to this thread, quantized if w takes that. */
-static void prepare_share(const step *s, vectors *x, const weight *w, int tid) {
-    range r = share(s->n, 1, tid, s->n_threads);
-    for (int t = r.first; t < r.last; t++) prepare(s, x, t, w);
-}
-
-/* x += y; the product's rows were written by all, so a barrier stands before. */
-static void add_residual(const step *s, const float *y, int tid) {
-    const workspace *ws = s->work;
-    range r = share(s->n * ws->model->config.n_embd, 64, tid, s->n_threads);
-    ws->model->cpu->axpy(ws->x + r.first, 1.0f, y + r.first, r.last - r.first);
-}
-
-static void dense_ffn(step *s, const layer *l, int tid) {
-    workspace *ws = s->work;
-    pool *p = ws->model->pool;
-    size_t ff = (size_t)l->gate.n_out, n_embd = (size_t)l->down.n_out;
-    multiply(s, &l->gate, &ws->normed, NULL, ws->hidden.f, ff, NULL, s->n, tid);
-    multiply(s, &l->up, &ws->normed, NULL, ws->up, ff, NULL, s->n, tid);
+    for (int t; (t = pool_claim(p)) < s->n;) norm_token(s, t, w, act, vectors_from(y, t));
     pool_barrier(p, tid);
-    range r = share(s->n, 1, tid, s->n_threads);
-    for (int t = r.first; t < r.last; t++) {
-        ws->model->cpu->swiglu(ws->hidden.f + (size_t)t * ff, ws->up + (size_t)t * ff, (int)ff);
-        prepare(s, &ws->hidden, t, &l->down);
-    }
-    pool_barrier(p, tid);
-    multiply(s, &l->down, &ws->hidden, NULL, ws->normed.f, n_embd, NULL, s->n, tid);
-    pool_barrier(p, tid);
-    add_residual(s, ws->normed.f, tid);
+    return y;
+}
+
+static void look_for_cancel(step *s, int tid) {
+    if (tid == 0) s->cancelled = atomic_exchange(s->cancel, false);
 }
 
 static void forward(void *arg, int tid, int n_threads) {
+    (void)n_threads;
     step *s = arg;
-    workspace *ws = s->work;
+    const workspace *ws = s->work;
     const qwen3_model *m = ws->model;
-    const qwen3_config *c = &m->config;
-    size_t n_q = (size_t)c->n_heads * (size_t)c->head_dim;
-    size_t n_kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    if (tid == 0) s->n_threads = n_threads;
+    const routing all = {1, (int32_t[]){0, s->n}, NULL, NULL};
+    embed(s);
+    look_for_cancel(s, tid);
     pool_barrier(m->pool, tid);
-    embed(s, tid);
-    for (int i = 0; i < c->n_layers; i++) {
+    for (int i = 0; i < m->config.n_layers && !s->cancelled; i++) {
         const layer *l = &m->layers[i];
-        if (tid == 0) s->cancelled = atomic_exchange(s->cancel, false);
+        bool moe = m->config.n_experts > 0;
+
+        bool act = takes_act(&l->q) || takes_act(&l->k) || takes_act(&l->v);
+        vectors x = norm(s, l->attn_norm, act, tid);
+        multiply(s, &x, s->n, (product[]){{&l->q, ws->q}, {&l->k, ws->k}, {&l->v, ws->v}}, 3);
         pool_barrier(m->pool, tid);
-        if (s->cancelled) return;
-        norm(s, l->attn_norm, quantized(&l->q) || quantized(&l->k) || quantized(&l->v), tid);
+        attention(s, l, i, tid);
         pool_barrier(m->pool, tid);
-        multiply(s, &l->q, &ws->normed, NULL, ws->q, n_q, NULL, s->n, tid);
-        multiply(s, &l->k, &ws->normed, NULL, ws->k, n_kv, NULL, s->n, tid);
-        multiply(s, &l->v, &ws->normed, NULL, ws->v, n_kv, NULL, s->n, tid);
+        multiply_add(s, &l->o, &ws->attended, &all, tid);
         pool_barrier(m->pool, tid);
-        position_heads(s, l, i, tid);
+
+        act = takes_act(&l->gate) || takes_act(&l->up) || (moe && takes_act(&l->router));
+        x = norm(s, l->ffn_norm, act, tid);
+        routing chosen = moe ? route(s, l, &x, tid) : all;
+        gate_and_up(s, l, &x, &chosen, tid);
         pool_barrier(m->pool, tid);
-        attend(s, i, tid);
+        multiply_add(s, &l->down, &ws->hidden, &chosen, tid);
+        look_for_cancel(s, tid);
         pool_barrier(m->pool, tid);
-        prepare_share(s, &ws->attended, &l->o, tid);
-        pool_barrier(m->pool, tid);
-        multiply(s, &l->o, &ws->attended, NULL, ws->normed.f, (size_t)c->n_embd, NULL, s->n, tid);
-        pool_barrier(m->pool, tid);
-        add_residual(s, ws->normed.f, tid);
-        pool_barrier(m->pool, tid);
-        norm(s, l->ffn_norm,
-             quantized(&l->gate) || quantized(&l->up) || (c->n_experts && quantized(&l->router)),
-             tid);
-        pool_barrier(m->pool, tid);
-        if (c->n_experts)
-            moe_ffn(s, l, tid);
-        else
-            dense_ffn(s, l, tid);
     }
-    pool_barrier(m->pool, tid);
-    if (!s->logits) return;
-    if (tid == 0) {
-        const float *last = ws->x + (size_t)(s->n - 1) * (size_t)c->n_embd;
-        m->cpu->rmsnorm(ws->normed.f, last, m->output_norm, c->n_embd, c->rms_eps);
-        prepare(s, &ws->normed, 0, &m->output);
-    }
-    pool_barrier(m->pool, tid);
-    multiply(s, &m->output, &ws->normed, NULL, s->logits, (size_t)c->n_vocab, NULL, 1, tid);
+    if (s->cancelled || !s->logits) return;
+    vectors last = vectors_from(ws->normed, tid);
+    norm_token(s, s->n - 1, m->output_norm, takes_act(&m->output), last);
+    multiply(s, &last, 1, &(product){&m->output, s->logits}, 1);
 }
 
 bool graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos, float *logits,
                    atomic_bool *cancel) {
-    step s = {ws, kv, ids, n, pos, logits, cancel, false, 1};
+    step s = {ws, kv, ids, n, pos, logits, cancel, false};
     pool_run(ws->model->pool, forward, &s);
     return !s.cancelled;
 }

@@ -12,7 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "codec.h"
+#include "cpu/machine.h"
 #include "error.h"
 #include "gguf.h"
 
@@ -320,9 +322,10 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error 
                       "run it", forced);
     if (status == QWEN3_OK && (n_threads < 0 || n_threads > 1024))
         status = fail(err, QWEN3_ERR_ARG, "%d threads: use 1 to 1024, or 0 to choose", n_threads);
-    int threads = n_threads ? n_threads : pool_default_threads();
+    int threads = n_threads ? n_threads : machine_threads();
     if (status == QWEN3_OK && !(m->pool = pool_new(threads)))
         status = fail(err, QWEN3_ERR_MEMORY, "the system refused %d threads: use fewer", threads);
+    if (status == QWEN3_OK) status = check_weights(file, physical_memory(), m->pool, err);
     if (status != QWEN3_OK) {
         qwen3_model_close(m);
         return NULL;

@@ -1,21 +1,17 @@
-/* moe.c - the mixture-of-experts feed-forward: route, group by expert, compute,
- * combine. Every (token, slot) has its own output row, so that nothing is added
- * by two threads and the sum over slots has one order. */
+/* moe.c - see moe.h. For a single token every thread chooses for itself, in its own row of the
+ * working memory: that takes less time than to wait for another's choice. */
 #include "moe.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Softmax over the experts, the n_experts_used largest (the lower index wins a tie), and
- * their weights, renormalized when the model asks for it. */
-static void route(const step *s, int t) {
-    const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
-    float *p = ws->router + (size_t)t * (size_t)c->n_experts;
-    float *weights = ws->slot_weight + (size_t)t * (size_t)c->n_experts_used;
-    int32_t *experts = ws->slot_expert + (size_t)t * (size_t)c->n_experts_used;
-    float top = p[0], sum = 0, chosen = 0;
-    for (int e = 1; e < c->n_experts; e++) top = p[e] > top ? p[e] : top;
-    for (int e = 0; e < c->n_experts; e++) sum += p[e] = expf(p[e] - top);
+ * their weights, renormalized when the model asks for it. p: scratch. */
+static void choose(const qwen3_config *c, const float *logits, float *p, int32_t *experts,
+                   float *weights) {
+    float top = logits[0], sum = 0, chosen = 0;
+    for (int e = 1; e < c->n_experts; e++) top = logits[e] > top ? logits[e] : top;
+    for (int e = 0; e < c->n_experts; e++) sum += p[e] = expf(logits[e] - top);
     for (int slot = 0; slot < c->n_experts_used; slot++) {
         int best = 0;
         for (int e = 1; e < c->n_experts; e++)
@@ -28,73 +24,43 @@ static void route(const step *s, int t) {
     for (int slot = 0; slot < c->n_experts_used && c->norm_topk; slot++) weights[slot] /= chosen;
 }
 
-/* Counting sort of all (token, slot) by expert. */
-static void group_by_expert(const step *s) {
-    workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
-    int n = s->n * c->n_experts_used;
-    for (int e = 0; e <= c->n_experts; e++) ws->expert_start[e] = 0;
-    for (int i = 0; i < n; i++) ws->expert_start[ws->slot_expert[i] + 1]++;
-    for (int e = 0; e < c->n_experts; e++) ws->expert_start[e + 1] += ws->expert_start[e];
+/* Counting sort of all (token, slot) by expert; the tokens of an expert stay in order. */
+static void group_by_expert(const qwen3_config *c, int n, const int32_t *experts,
+                            const float *weights, int32_t *start, int32_t *token, float *weight) {
+    memset(start, 0, ((size_t)c->n_experts + 1) * sizeof *start);
+    for (int i = 0; i < n; i++) start[experts[i] + 1]++;
+    for (int e = 0; e < c->n_experts; e++) start[e + 1] += start[e];
     for (int i = 0; i < n; i++) { /* uses start as the cursor, which shifts it by one expert */
-        int at = ws->expert_start[ws->slot_expert[i]]++;
-        ws->sorted_token[at] = i / c->n_experts_used;
-        ws->sorted_slot[at] = i;
+        int at = start[experts[i]]++;
+        token[at] = i / c->n_experts_used;
+        weight[at] = weights[i];
     }
-    for (int e = c->n_experts; e > 0; e--) ws->expert_start[e] = ws->expert_start[e - 1];
-    ws->expert_start[0] = 0;
+    memmove(start + 1, start, (size_t)c->n_experts * sizeof *start);
+    start[0] = 0;
 }
 
-static weight expert(const weight *all, int e) {
-    weight w = *all;
-    w.data += (size_t)e * (size_t)w.n_out * w.row_bytes;
-    return w;
-}
-
-void moe_ffn(const step *s, const layer *l, int tid) {
-    workspace *ws = s->work;
+routing route(const step *s, const layer *l, const vectors *x, int tid) {
+    const workspace *ws = s->work;
     const qwen3_config *c = &ws->model->config;
-    const backend *cpu = ws->model->cpu;
     pool *p = ws->model->pool;
-    size_t ff = (size_t)c->n_ff_expert, n_embd = (size_t)c->n_embd;
-    multiply(s, &l->router, &ws->normed, NULL, ws->router, (size_t)c->n_experts, NULL, s->n, tid);
+    int slots = c->n_experts_used, row = s->n == 1 ? tid * ws->own : 0;
+    int32_t *start = ws->expert_start + row, *token = ws->sorted_token + row;
+    int32_t *experts = ws->slot_expert + row;
+    float *weights = ws->slot_weight + row, *weight = ws->sorted_weight + row;
+    float *scratch = ws->scratch + (size_t)tid * SCRATCH; /* at least n_experts */
+    multiply(s, x, s->n, &(product){&l->router, ws->router}, 1);
     pool_barrier(p, tid);
-    range r = share(s->n, 1, tid, s->n_threads);
-    for (int t = r.first; t < r.last; t++) route(s, t);
-    pool_barrier(p, tid);
-    if (tid == 0) group_by_expert(s);
-    pool_barrier(p, tid);
-    for (int e = 0; e < c->n_experts; e++) {
-        int first = ws->expert_start[e], n = ws->expert_start[e + 1] - first;
-        if (n == 0) continue;
-        weight gate = expert(&l->gate, e), up = expert(&l->up, e);
-        const int32_t *tokens = ws->sorted_token + first;
-        float *gated = ws->hidden.f + (size_t)first * ff;
-        multiply(s, &gate, &ws->normed, tokens, gated, ff, NULL, n, tid);
-        multiply(s, &up, &ws->normed, tokens, ws->up + (size_t)first * ff, ff, NULL, n, tid);
+    if (s->n == 1) {
+        choose(c, ws->router, scratch, experts, weights);
+        group_by_expert(c, slots, experts, weights, start, token, weight);
+    } else {
+        for (int t; (t = pool_claim(p)) < s->n;)
+            choose(c, ws->router + (size_t)t * (size_t)c->n_experts, scratch, experts + t * slots,
+                   weights + t * slots);
+        pool_barrier(p, tid);
+        if (tid == 0)
+            group_by_expert(c, s->n * slots, experts, weights, start, token, weight);
+        pool_barrier(p, tid);
     }
-    pool_barrier(p, tid);
-    r = share(s->n * c->n_experts_used, 1, tid, s->n_threads);
-    for (int i = r.first; i < r.last; i++) {
-        cpu->swiglu(ws->hidden.f + (size_t)i * ff, ws->up + (size_t)i * ff, (int)ff);
-        prepare(s, &ws->hidden, i, &l->down);
-    }
-    pool_barrier(p, tid);
-    for (int e = 0; e < c->n_experts; e++) {
-        int first = ws->expert_start[e], n = ws->expert_start[e + 1] - first;
-        if (n == 0) continue;
-        weight down = expert(&l->down, e);
-        vectors hidden = ws->hidden;
-        hidden.f += (size_t)first * ff;
-        if (hidden.q) hidden.q += (size_t)first * hidden.stride;
-        multiply(s, &down, &hidden, NULL, ws->expert_out, n_embd, ws->sorted_slot + first, n, tid);
-    }
-    pool_barrier(p, tid);
-    range t = share(s->n, 1, tid, s->n_threads);
-    for (int i = t.first; i < t.last; i++)
-        for (int slot = 0; slot < c->n_experts_used; slot++) {
-            size_t row = (size_t)i * (size_t)c->n_experts_used + (size_t)slot;
-            cpu->axpy(ws->x + (size_t)i * n_embd, ws->slot_weight[row],
-                      ws->expert_out + row * n_embd, (int)n_embd);
-        }
+    return (routing){c->n_experts, start, token, weight};
 }

@@ -1,10 +1,11 @@
-/* moe.h - the mixture-of-experts feed-forward. */
+/* moe.h - the router of a mixture-of-experts layer. */
 #ifndef QWEN3_MOE_H
 #define QWEN3_MOE_H
 
 #include "step.h"
 
-/* x += FFN(normed) of every token of the step; called by all threads, at a barrier. */
-void moe_ffn(const step *, const layer *, int tid);
+/* Chooses the experts of every token from its normalized vector x. Called by all threads at a
+ * barrier; the router's product claims, so no claim may stand before it. */
+routing route(const step *, const layer *, const vectors *x, int tid);
 
 #endif

@@ -123,7 +123,8 @@ typedef struct {
     qwen3_kv_type default_kv; /* F16; F32 for F32 weights, whose use is to be a reference */
 } qwen3_config;
 
-/* Maps the file, checks every tensor against the metadata. n_threads 0: one per
+/* Maps the file, checks every tensor against the metadata and every weight for NaN and infinity
+ * (experts only if the file fits into half of the memory). n_threads 0: one per
  * physical (performance) core, within the CPU quota of a container. The variable
  * QWEN3_ISA names the backend to use. A fork has to open the model anew. */
 qwen3_model *qwen3_model_open(const char *path, int n_threads, qwen3_error *err);

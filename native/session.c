@@ -8,11 +8,14 @@
 #include "error.h"
 #include "graph.h"
 
-enum { MAX_BATCH = 512 }; /* tokens of one pass: bounds the working memory of prefill */
+/* Tokens of one pass: bounds the working memory of prefill. An expert sees few of them, so a
+ * pass of MoE takes more. */
+enum { MAX_BATCH = 512, MAX_BATCH_MOE = 2048 };
 
 qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv,
                                  qwen3_error *err) {
     size_t n_vocab = (size_t)m->config.n_vocab;
+    int32_t batch = m->config.n_experts ? MAX_BATCH_MOE : MAX_BATCH;
     if (n_ctx < 1 || n_ctx > 1 << 24) {
         fail(err, QWEN3_ERR_ARG, "a context of %d tokens: use 1 to %d", n_ctx, 1 << 24);
         return NULL;
@@ -34,7 +37,7 @@ qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv
         status = fail(err, QWEN3_ERR_MEMORY, "out of memory for a session of %d tokens", n_ctx);
     if (status == QWEN3_OK) status = kv_init(&s->kv, &m->config, n_ctx, kv, err);
     if (status == QWEN3_OK)
-        status = workspace_init(&s->work, m, n_ctx, n_ctx < MAX_BATCH ? n_ctx : MAX_BATCH, err);
+        status = workspace_init(&s->work, m, n_ctx, n_ctx < batch ? n_ctx : batch, err);
     if (status != QWEN3_OK) {
         qwen3_session_free(s);
         return NULL;

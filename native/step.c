@@ -5,32 +5,153 @@
 
 #include "error.h"
 
-/* ---- shared pieces -------------------------------------------------------- */
+/* ---- claiming stripes of rows ------------------------------------------------- */
 
-range share(int n, int chunk, int tid, int n_threads) {
-    int64_t chunks = ((int64_t)n + chunk - 1) / chunk;
-    int64_t first = chunks * tid / n_threads * chunk, last = chunks * (tid + 1) / n_threads * chunk;
-    return (range){(int)(first < n ? first : n), (int)(last < n ? last : n)};
+enum {
+    CLAIMS = 16,         /* of each thread in a phase: what the last one waits for is a part of it */
+    MIN_BYTES = 1 << 13, /* of weights in a claim, lest claiming shows ... */
+    MAX_BYTES = 1 << 18, /* ... and the tail of a phase */
+};
+
+typedef struct {
+    int first, last;
+} range;
+
+/* Walks through the stripes of one matrix after another; init with {.taken = true}. */
+typedef struct {
+    int number; /* of the last claim, */
+    bool taken; /* whose stripe was given out */
+    int passed; /* stripes of the matrices before the current one */
+} claims;
+
+/* The next stripe of the current matrix that falls to this thread; false: on to the next. */
+static bool next_stripe(claims *c, pool *p, int n_rows, int height, range *r) {
+    int count = (n_rows + height - 1) / height;
+    if (c->taken) c->number = pool_claim(p);
+    c->taken = c->number < c->passed + count;
+    if (!c->taken) {
+        c->passed += count;
+        return false;
+    }
+    r->first = (c->number - c->passed) * height;
+    r->last = r->first + height < n_rows ? r->first + height : n_rows;
+    return true;
 }
 
-void multiply(const step *s, const weight *w, const vectors *x, const int32_t *rows, float *y,
-              size_t y_stride, const int32_t *y_rows, int n, int tid) {
-    range r = share(w->n_out, 16, tid, s->n_threads);
-    if (r.first == r.last) return;
-    bool takes_float = type_takes_float(w->type);
+/* Rows of a stripe, a multiple of 32, in a phase that reads phase_bytes of weights, row_bytes
+ * of them for a row. A tile of n columns fits the scratch. */
+static int stripe_height(const step *s, size_t phase_bytes, size_t row_bytes, int n) {
+    size_t bytes = phase_bytes / (CLAIMS * (size_t)pool_size(s->work->model->pool));
+    bytes = bytes < MIN_BYTES ? MIN_BYTES : bytes > MAX_BYTES ? MAX_BYTES : bytes;
+    size_t height = (bytes / row_bytes + 31) & ~(size_t)31;
+    size_t most = (SCRATCH / (size_t)(n < TILE_COLUMNS ? n : TILE_COLUMNS)) & ~(size_t)31;
+    return (int)(height < 32 ? 32 : height < most ? height : most);
+}
+
+static size_t matrix_bytes(const weight *w) { return (size_t)w->n_out * w->row_bytes; }
+
+/* ---- products ----------------------------------------------------------------- */
+
+/* Rows r of y = W x, the first of them at y[0], y[stride], ... of the n columns. */
+static void multiply_rows(const step *s, const weight *w, range r, const vectors *x,
+                          const int32_t *x_index, int n, float *y, size_t stride) {
+    bool act = takes_act(w);
     s->work->model->cpu->matmul(
-        &(matmul_args){.type = w->type, .n_in = w->n_in, .w = w->data, .row_bytes = w->row_bytes,
-                       .x = takes_float ? (const void *)x->f : x->q,
-                       .x_stride = takes_float ? (size_t)x->n * sizeof(float) : x->stride,
-                       .x_index = rows, .y = y, .y_stride = y_stride, .y_index = y_rows,
-                       .n_cols = n},
-        r.first, r.last);
+        &(matmul_args){.type = w->type, .n_in = w->n_in,
+                       .w = w->data + (size_t)r.first * w->row_bytes, .row_bytes = w->row_bytes,
+                       .x = act ? (const void *)x->q : x->f,
+                       .x_stride = act ? act_bytes(x->n) : (size_t)x->n * sizeof(float),
+                       .x_index = x_index, .y = y, .y_stride = stride, .n_cols = n},
+        0, r.last - r.first);
 }
 
-void prepare(const step *s, vectors *x, int i, const weight *w) {
-    if (!type_takes_float(w->type))
-        s->work->model->cpu->quantize(x->f + (size_t)i * (size_t)x->n, x->q + (size_t)i * x->stride,
-                                   x->n);
+void multiply(const step *s, const vectors *x, int n, const product *products, int n_products) {
+    size_t phase_bytes = 0;
+    claims c = {.taken = true};
+    for (int i = 0; i < n_products; i++) phase_bytes += matrix_bytes(products[i].w);
+    for (int i = 0; i < n_products; i++) {
+        const weight *w = products[i].w;
+        int height = stripe_height(s, phase_bytes, w->row_bytes, n);
+        for (range r; next_stripe(&c, s->work->model->pool, w->n_out, height, &r);)
+            multiply_rows(s, w, r, x, NULL, n, products[i].y + r.first, (size_t)w->n_out);
+    }
+}
+
+static weight expert(const weight *all, int e) {
+    weight w = *all;
+    w.data += (size_t)e * matrix_bytes(all);
+    return w;
+}
+
+static size_t experts_bytes(const weight *w, const routing *route) {
+    size_t bytes = 0;
+    for (int e = 0; e < route->n_experts; e++)
+        if (route->start[e] < route->start[e + 1]) bytes += matrix_bytes(w);
+    return bytes;
+}
+
+/* Rows r of hidden for n entries, whose vectors are x[index[0]], ... */
+static void gate_and_up_rows(const step *s, const layer *l, int e, range r, const vectors *x,
+                             const int32_t *index, int n, vectors hidden, float *up_y) {
+    const backend *cpu = s->work->model->cpu;
+    weight gate = expert(&l->gate, e), up = expert(&l->up, e);
+    int height = r.last - r.first;
+    multiply_rows(s, &gate, r, x, index, n, hidden.f + r.first, (size_t)hidden.n);
+    multiply_rows(s, &up, r, x, index, n, up_y, (size_t)height);
+    for (int i = 0; i < n; i++, hidden = vectors_from(hidden, 1)) {
+        cpu->swiglu(hidden.f + r.first, up_y + (size_t)i * (size_t)height, height);
+        if (takes_act(&l->down)) cpu->quantize(hidden.f, hidden.q, hidden.n, r.first, r.last);
+    }
+}
+
+void gate_and_up(const step *s, const layer *l, const vectors *x, const routing *route, int tid) {
+    const workspace *ws = s->work;
+    float *scratch = ws->scratch + (size_t)tid * SCRATCH;
+    size_t phase_bytes = experts_bytes(&l->gate, route) + experts_bytes(&l->up, route);
+    claims c = {.taken = true};
+    for (int e = 0; e < route->n_experts; e++) {
+        int first = route->start[e], last = route->start[e + 1];
+        if (first == last) continue;
+        int height = stripe_height(s, phase_bytes, l->gate.row_bytes + l->up.row_bytes,
+                                   last - first);
+        for (range r; next_stripe(&c, ws->model->pool, l->gate.n_out, height, &r);)
+            for (int i = first; i < last; i += TILE_COLUMNS) {
+                int n = last - i < TILE_COLUMNS ? last - i : TILE_COLUMNS;
+                vectors from = route->token ? *x : vectors_from(*x, i);
+                gate_and_up_rows(s, l, e, r, &from, route->token ? route->token + i : NULL, n,
+                                 vectors_from(ws->hidden, i), scratch);
+            }
+    }
+}
+
+/* Rows r of x += weight * (W h) for the entries of one expert. */
+static void add_rows(const step *s, const weight *w, range r, const vectors *h,
+                     const routing *route, int e, float *y) {
+    const workspace *ws = s->work;
+    weight own = expert(w, e);
+    int height = r.last - r.first, last = route->start[e + 1];
+    for (int first = route->start[e]; first < last; first += TILE_COLUMNS) {
+        int n = last - first < TILE_COLUMNS ? last - first : TILE_COLUMNS;
+        vectors from = vectors_from(*h, first);
+        multiply_rows(s, &own, r, &from, NULL, n, y, (size_t)height);
+        for (int i = 0; i < n; i++) {
+            int token = route->token ? route->token[first + i] : first + i;
+            float factor = route->weight ? route->weight[first + i] : 1;
+            ws->model->cpu->axpy(ws->x + (size_t)token * (size_t)w->n_out + r.first, factor,
+                                 y + (size_t)i * (size_t)height, height);
+        }
+    }
+}
+
+void multiply_add(const step *s, const weight *w, const vectors *h, const routing *route,
+                  int tid) {
+    const workspace *ws = s->work;
+    size_t phase_bytes = experts_bytes(w, route);
+    int height = stripe_height(s, phase_bytes, phase_bytes / (size_t)w->n_out, s->n);
+    claims c = {.taken = true};
+    for (range r; next_stripe(&c, ws->model->pool, w->n_out, height, &r);)
+        for (int e = 0; e < route->n_experts; e++)
+            add_rows(s, w, r, h, route, e, ws->scratch + (size_t)tid * SCRATCH);
 }
 
 /* ---- working memory ------------------------------------------------------- */
@@ -56,37 +177,57 @@ static void *carve(carver *c, size_t count, size_t size) {
 
 static void carve_vectors(carver *c, vectors *v, size_t count, int n) {
     v->n = n;
-    v->stride = act_bytes(n);
+    v->units = (n + UNIT - 1) / UNIT;
     v->f = carve(c, count, (size_t)n * sizeof(float));
-    v->q = carve(c, n % 32 ? 0 : count, v->stride);
+    v->q = carve(c, n % 32 ? 0 : count, act_bytes(n));
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static void carve_attention(carver *c, workspace *ws, int n_ctx) {
+    const qwen3_config *m = &ws->model->config;
+    size_t batch = (size_t)ws->batch, head = (size_t)m->head_dim * sizeof(float);
+    size_t heads = (size_t)m->n_heads, kv_heads = (size_t)m->n_kv_heads;
+    ws->scores_stride = heads / kv_heads * (size_t)n_ctx;
+    ws->q = carve(c, batch, heads * head);
+    ws->k = carve(c, batch, kv_heads * head);
+    ws->v = carve(c, batch, kv_heads * head);
+    ws->scores = carve(c, (size_t)pool_size(ws->model->pool), ws->scores_stride * sizeof(float));
+    carve_vectors(c, &ws->attended, batch, m->n_heads * m->head_dim);
+}
+
+static void carve_ffn(carver *c, workspace *ws) {
+    const qwen3_config *m = &ws->model->config;
+    size_t n_threads = (size_t)pool_size(ws->model->pool), batch = (size_t)ws->batch;
+    if (!m->n_experts) {
+        carve_vectors(c, &ws->hidden, batch, m->n_ff);
+        return;
+    }
+    /* Whole cache lines, so that threads do not write to each other's. */
+    ws->own = ((m->n_experts + 1) + 31) & ~31;
+    size_t slots = batch * (size_t)m->n_experts_used, own = n_threads * (size_t)ws->own;
+    carve_vectors(c, &ws->hidden, slots, m->n_ff_expert);
+    ws->router = carve(c, batch, (size_t)m->n_experts * sizeof(float));
+    ws->expert_start = carve(c, own, sizeof(int32_t));
+    ws->slot_expert = carve(c, larger(slots, own), sizeof(int32_t));
+    ws->slot_weight = carve(c, larger(slots, own), sizeof(float));
+    ws->sorted_token = carve(c, larger(slots, own), sizeof(int32_t));
+    ws->sorted_weight = carve(c, larger(slots, own), sizeof(float));
 }
 
 static void carve_all(carver *c, workspace *ws, int n_ctx) {
     const qwen3_config *m = &ws->model->config;
-    size_t batch = (size_t)ws->batch, hd = (size_t)m->head_dim, f = sizeof(float);
-    size_t heads = (size_t)m->n_heads, kv_heads = (size_t)m->n_kv_heads;
-    size_t slots = m->n_experts ? (size_t)m->n_experts_used : 1;
-    int ff = m->n_experts ? m->n_ff_expert : m->n_ff;
-    ws->scores_stride = heads / kv_heads * (size_t)n_ctx;
-    ws->x = carve(c, batch, (size_t)m->n_embd * f);
-    ws->q = carve(c, batch, heads * hd * f);
-    ws->k = carve(c, batch, kv_heads * hd * f);
-    ws->v = carve(c, batch, kv_heads * hd * f);
-    ws->cos = carve(c, batch, hd / 2 * f);
-    ws->sin = carve(c, batch, hd / 2 * f);
-    ws->scores = carve(c, (size_t)pool_size(ws->model->pool), ws->scores_stride * f);
-    ws->up = carve(c, batch * slots, (size_t)ff * f);
-    carve_vectors(c, &ws->normed, batch, m->n_embd);
-    carve_vectors(c, &ws->attended, batch, m->n_heads * m->head_dim);
-    carve_vectors(c, &ws->hidden, batch * slots, ff);
-    if (!m->n_experts) return;
-    ws->router = carve(c, batch, (size_t)m->n_experts * f);
-    ws->expert_out = carve(c, batch * slots, (size_t)m->n_embd * f);
-    ws->slot_weight = carve(c, batch, slots * f);
-    ws->slot_expert = carve(c, batch, slots * sizeof(int32_t));
-    ws->expert_start = carve(c, (size_t)m->n_experts + 1, sizeof(int32_t));
-    ws->sorted_token = carve(c, batch, slots * sizeof(int32_t));
-    ws->sorted_slot = carve(c, batch, slots * sizeof(int32_t));
+    size_t batch = (size_t)ws->batch, n_threads = (size_t)pool_size(ws->model->pool);
+    ws->x = carve(c, batch, (size_t)m->n_embd * sizeof(float));
+    ws->cos = carve(c, batch, (size_t)m->head_dim / 2 * sizeof(float));
+    ws->sin = carve(c, batch, (size_t)m->head_dim / 2 * sizeof(float));
+    ws->scratch = carve(c, n_threads, SCRATCH * sizeof(float));
+    carve_vectors(c, &ws->normed, larger(batch, n_threads), m->n_embd);
+    carver ffn = *c;
+    carve_attention(c, ws, n_ctx);
+    carve_ffn(&ffn, ws);
+    c->used = larger(c->used, ffn.used);
+    c->overflow |= ffn.overflow;
 }
 
 qwen3_status workspace_init(workspace *ws, qwen3_model *m, int n_ctx, int batch, qwen3_error *err) {

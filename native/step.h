@@ -1,5 +1,9 @@
-/* step.h - one step of the forward pass: its working memory and the operations that
- * dense and MoE layers share. Every thread of the pool calls them for its share.
+/* step.h - one step of the forward pass: its working memory, and the matrix products whose
+ * rows the threads claim stripe by stripe.
+ *
+ * Between two barriers the threads share one list of tasks, which they claim in ascending
+ * order (pool_claim), so that a thread that the system holds up costs little. Who computes a
+ * value never changes how: results do not depend on the number of threads.
  */
 #ifndef QWEN3_STEP_H
 #define QWEN3_STEP_H
@@ -12,31 +16,48 @@
 /* One set of vectors in the forms that weights ask for. */
 typedef struct {
     int n;         /* length of a vector */
-    float *f;      /* [batch][n] */
-    uint8_t *q;    /* [batch] act rows, NULL when n is not whole blocks of 32 */
-    size_t stride; /* bytes of an act row */
+    float *f;      /* [count][n] */
+    act_unit *q;   /* [count][units], NULL when n is not whole blocks of 32 */
+    int units;     /* of an act row */
 } vectors;
 
-/* Working memory of a forward pass over up to batch tokens: allocated once. */
+/* The same from vector i on. */
+static inline vectors vectors_from(vectors v, int i) {
+    v.f += (size_t)i * (size_t)v.n;
+    if (v.q) v.q += (size_t)i * (size_t)v.units;
+    return v;
+}
+
+/* Working memory of a forward pass over up to batch tokens: allocated once. What a single
+ * token needs in every thread's own copy has a row per thread, should they be more. */
 typedef struct {
     qwen3_model *model;
     int batch;
     void *arena;
     float *x;                    /* [batch][n_embd] residual stream */
-    float *q, *k, *v;            /* [batch][heads * head_dim] */
     float *cos, *sin;            /* [batch][head_dim / 2] */
+    vectors normed;              /* [batch or n_threads]: input of q k v, gate up router, output */
+    float *scratch;              /* [n_threads][SCRATCH] */
+    /* attention; the feed-forward uses the same memory after it */
+    float *q, *k, *v;            /* [batch][heads * head_dim] */
+    vectors attended;            /* [batch]: input of o */
     float *scores;               /* [n_threads][group][n_ctx] */
     size_t scores_stride;        /* of a thread */
-    float *up;                   /* [batch * slots][ff] */
-    vectors normed, attended, hidden; /* inputs of: q k v gate up router; o; down */
-    /* MoE, slots = experts used per token */
+    /* the feed-forward, slots = experts used per token */
+    vectors hidden;              /* [batch * slots]: input of down */
     float *router;               /* [batch][n_experts] */
-    float *expert_out;           /* [batch * slots][n_embd] */
-    float *slot_weight;          /* [batch][slots] */
-    int32_t *slot_expert;        /* [batch][slots] */
-    int32_t *expert_start;       /* [n_experts + 1], into the two below */
-    int32_t *sorted_token, *sorted_slot; /* [batch * slots], grouped by expert */
+    int own;                     /* items between the rows of two threads in: */
+    int32_t *expert_start;       /* [own], at least n_experts + 1 */
+    int32_t *slot_expert;        /* [batch * slots or own] */
+    float *slot_weight;
+    int32_t *sorted_token;       /* likewise, grouped by expert */
+    float *sorted_weight;
 } workspace;
+
+enum {
+    SCRATCH = 16384,    /* floats a thread has for itself: they stay in the second-level cache */
+    TILE_COLUMNS = 128, /* of a product that goes through scratch */
+};
 
 qwen3_status workspace_init(workspace *, qwen3_model *, int n_ctx, int batch, qwen3_error *err);
 void workspace_free(workspace *);
@@ -45,26 +66,38 @@ void workspace_free(workspace *);
 typedef struct {
     workspace *work;
     kv_cache *kv;
-    const int32_t *ids; /* [n], at positions pos ... */
+    const int32_t *ids; /* [n] at positions pos ... */
     int n, pos;
     float *logits;      /* NULL: not wanted */
     atomic_bool *cancel;
     bool cancelled;     /* written by thread 0 before a barrier */
-    int n_threads;
 } step;
 
+/* Which tokens each expert works for: those of its entries, in ascending order. A dense matrix
+ * is one expert that every token takes. */
 typedef struct {
-    int first, last;
-} range;
+    int n_experts;
+    const int32_t *start; /* [n_experts + 1]: expert e has the entries [start[e], start[e + 1]) */
+    const int32_t *token; /* of an entry; NULL: entry i is token i */
+    const float *weight;  /* of an entry; NULL: 1 */
+} routing;
 
-/* The share of thread tid of n items, in whole chunks. */
-range share(int n, int chunk, int tid, int n_threads);
+/* All of these claim tasks: a barrier must stand between two calls of any of them. */
 
-/* Rows of y = W x that fall to this thread. rows: which vectors of x (NULL: all in
- * order); y_stride in floats. */
-void multiply(const step *, const weight *, const vectors *x, const int32_t *rows, float *y,
-              size_t y_stride, const int32_t *y_rows, int n, int tid);
-/* Brings vector i of x into the quantized form, if weight takes that. */
-void prepare(const step *, vectors *x, int i, const weight *);
+/* y = W x of all tokens of the step, for several matrices as one list of tasks. */
+typedef struct {
+    const weight *w;
+    float *y; /* [n][n_out] */
+} product;
+void multiply(const step *, const vectors *x, int n, const product *products, int n_products);
+
+/* hidden = silu(gate x) * (up x) of every entry, in the form that down takes. */
+void gate_and_up(const step *, const layer *, const vectors *x, const routing *, int tid);
+
+/* Residual stream += weight * (W h) of every entry h. A token's experts are added in ascending
+ * order, whatever the step: in prefill and decode the same sum. */
+void multiply_add(const step *, const weight *, const vectors *h, const routing *, int tid);
+
+static inline bool takes_act(const weight *w) { return !type_takes_float(w->type); }
 
 #endif

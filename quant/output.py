@@ -13,17 +13,17 @@ from .errors import QuantError, UsageError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, elsewhere: str = "-o") -> Iterator[Path]:
     """Gives a temporary name beside path. What the block writes there is synced and
     renamed to path when the block ends well, and removed when it does not; what is
     left there by a killed process is overwritten by the next. An OSError of the
-    block becomes a QuantError that names path."""
-    _refuse_others(path)
+    block becomes a QuantError that names path, and elsewhere, which chooses another."""
+    _refuse_others(path, elsewhere)
     part = path.with_name(f".{path.name}.part")
     try:
         lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise _refusal(path, error, elsewhere) from None
     try:
         _lock(lock, path)
         try:
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         _sync_directory(path.parent)
     except OSError as error:
-        raise _refusal(path, error) from error
+        raise _refusal(path, error, elsewhere) from error
     finally:
         os.close(lock)
 
@@ -47,7 +47,7 @@ def _lock(fd: int, path: Path) -> None:
         raise QuantError(f"{path}: another process is writing this file; wait for it") from None
 
 
-def _refuse_others(path: Path) -> None:
+def _refuse_others(path: Path, elsewhere: str) -> None:
     """Replaces GGUF files only: a slip of the pen must not cost a checkpoint."""
     try:
         if not path.exists():
@@ -57,8 +57,8 @@ def _refuse_others(path: Path) -> None:
                 if file.read(4) in (b"GGUF", b""):
                     return
     except OSError as error:
-        raise _refusal(path, error) from None
-    raise UsageError(f"{path}: exists and is no GGUF file; choose another name with -o")
+        raise _refusal(path, error, elsewhere) from None
+    raise UsageError(f"{path}: exists and is no GGUF file; choose another name with {elsewhere}")
 
 
 def _sync_directory(directory: Path) -> None:
@@ -69,11 +69,11 @@ def _sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _refusal(path: Path, error: OSError) -> QuantError:
+def _refusal(path: Path, error: OSError, elsewhere: str) -> QuantError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = "free some space or choose another disk with -o"
+        advice = f"free some space or choose another disk with {elsewhere}"
     elif error.errno == errno.ENOENT:
         return QuantError(f"{path}: there is no directory {path.parent}; create it first")
     else:
-        advice = "choose another place with -o"
+        advice = f"choose another place with {elsewhere}"
     return QuantError(f"{path}: cannot be written: {error.strerror}; {advice}")

@@ -13,7 +13,7 @@ import typer
 from quant.errors import QuantError
 from qwen3cli import __version__
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
-from qwen3cli.options import ModelName, Options, QuantizerThreads, shared
+from qwen3cli.options import ModelName, Options, QuantizerThreads, Threads, shared
 from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
 
 # Help is plain text and errors are one line: Rich would double the start-up time.
@@ -107,6 +107,49 @@ def chat(context: typer.Context, *, options: Options) -> int:
     from qwen3cli.chat import chat
 
     return chat(options, context.obj)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    model: ModelName = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:TYPE",
+            help="Random weights of a real shape, such as 4b:q4_k_m, made once.",
+            show_default=False,
+        ),
+    ] = None,
+    prefill: Annotated[
+        str, typer.Option(metavar="N,...", help="Lengths of prompts, in tokens.")
+    ] = "512",
+    decode: Annotated[
+        int, typer.Option(metavar="N", help="Tokens decoded one by one.", min=1, max=100_000)
+    ] = 64,
+    depth: Annotated[
+        str, typer.Option(metavar="N,...", help="Tokens in the context before the decoding.")
+    ] = "0",
+    threads: Threads = 0,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help="Times all is measured.", min=1, max=1000)
+    ] = 3,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PEER",
+            help="llama.cpp, in turns; it counts with its better layout, or with the one "
+            "named in llama.cpp:plain and llama.cpp:repacked.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure prefill and decode beside the physical limits of the machine."""
+    from qwen3cli.bench import Plan, bench
+
+    plan = Plan.parse(prefill, decode, depth, rounds)
+    bench(model, synthetic, plan, context.obj, threads=threads, against=against, as_json=as_json)
 
 
 @app.command()

@@ -248,10 +248,42 @@ class Session:
             self.extend([token])
             yield token
 
+    def fill(self, n: int) -> None:
+        """Makes the session n arbitrary tokens whose kv cache holds arbitrary values, as if
+        they had been computed: for timing what follows at that depth."""
+        try:
+            self._native.fill(n)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
     def cancel(self) -> None:
         """Makes the running sync or extend, or else the next one, return early (Cancelled);
         any thread may call."""
         self._native.cancel()
+
+
+class Probe:
+    """What the machine can do at this moment, measured with the threads of a model: the
+    limits of decoding and of prefill."""
+
+    def __init__(self, model: Model, size: int) -> None:
+        """size: bytes of memory it takes to read them, many times the largest cache."""
+        try:
+            self._native = qwen3_native.Probe(model._native, size)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+    def read(self) -> float:
+        """Bytes of memory read a second."""
+        return self._native.read()
+
+    def int8(self) -> float:
+        """Products of 8-bit integers a second, each added up."""
+        return self._native.int8()
+
+    def f32(self) -> float:
+        """Products of f32 a second, each added up."""
+        return self._native.f32()
 
 
 def backends() -> list[str]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Thread
 
 from qwen3cli import registry
 from qwen3cli.engine import Model
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
+from qwen3cli.interrupt import interruptible
 from qwen3cli.options import Options
 from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
@@ -86,7 +82,7 @@ def stream(
 ) -> Reply:
     """Answers text on the terminal as the answer comes; silent: without the answer.
     Ctrl-C ends the reply with what there is of it."""
-    with _interruptible(conversation.interrupt):
+    with interruptible(conversation.interrupt):
         for event in conversation.reply(text, settings):
             if isinstance(event, Thought):
                 terminal.thought(event.text)
@@ -143,32 +139,3 @@ def _json(model: Model, reply: Reply) -> dict[str, object]:
         "prefill_tok_s": round(reply.prefill_tok_s, 1),
         "decode_tok_s": round(reply.decode_tok_s, 1),
     }
-
-
-@contextmanager
-def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Lets Ctrl-C call interrupt at once. Python's own handler would wait until the engine
-    returns; the byte that every signal leaves in a pipe wakes a thread meanwhile."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job
-        yield
-        return
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-
-    def watch() -> None:
-        while byte := os.read(read, 1):
-            if byte[0] == signal.SIGINT:
-                interrupt()
-        os.close(read)
-
-    watcher = Thread(target=watch, daemon=True)
-    watcher.start()
-    handler = signal.signal(signal.SIGINT, lambda *_: None)
-    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGINT, handler)
-        os.close(write)
-        watcher.join()

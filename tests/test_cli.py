@@ -219,6 +219,15 @@ def test_a_truncated_file_is_an_error(qwen3: Command) -> None:
         assert "cut.gguf" in done.stderr
 
 
+def test_a_weight_that_is_not_a_number_is_an_error(qwen3: Command) -> None:
+    data = bytearray(NANO.read_bytes())
+    data[-4:] = b"\0\0\xc0\x7f"  # the end of output_norm.weight, in F32
+    (qwen3.home / "nan.gguf").write_bytes(data)
+    done = qwen3("run", "hi", "-m", "nan.gguf")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "nan.gguf" in done.stderr and "'output_norm.weight' holds a NaN" in done.stderr
+
+
 def test_an_answer_cut_at_its_limit_is_told(qwen3: Command) -> None:
     done = qwen3("run", QUESTION, *GREEDY, "--max-tokens", "1")
     assert (done.returncode, done.stdout) == (6, "6\n")

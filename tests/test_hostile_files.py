@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFValueType
-from gguf_tiny import Image, Tensor, tiny_model
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf_tiny import WEIGHT_TYPES, Image, Tensor, tiny_model
 
 from quant.quantize import quantize
 from qwen3cli.engine import Model, ModelFile
@@ -390,6 +390,31 @@ def test_another_alignment_is_followed(tmp_path: Path) -> None:
     for each in (session, plain):
         each.sync([1, 2, 3])
     np.testing.assert_array_equal(session.logits(), plain.logits())
+
+
+# ---- weights ---------------------------------------------------------------
+
+# Where a block keeps its f16 scales, if not in front.
+SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2)}
+SCALES |= {"Q5_K": (0, 2), "Q6_K": (208,)}
+NAN = {"F32": b"\0\0\xc0\x7f", "BF16": b"\xc0\x7f"}
+
+
+@pytest.mark.parametrize("kind", WEIGHT_TYPES)
+def test_a_weight_that_is_not_a_number(kind: str, tmp_path: Path) -> None:
+    image = tiny_model(kind, hidden=512, head_dim=64, ffn=256)
+    t = image.tensor("blk.0.ffn_up.weight")
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    good, row_blocks = t.data, 512 // block
+    for scale in SCALES.get(kind, (0,)):
+        data = bytearray(good)
+        nan = NAN.get(kind, b"\0\x7e")
+        at = (3 * row_blocks + 1) * size + scale
+        data[at : at + len(nan)] = nan
+        t.data = bytes(data)
+        refused(image, tmp_path, t.name, f"row 3, block 1 ({kind})", "download or convert it again")
+    t.data = good
+    Model(image.write(tmp_path / "good.gguf"))
 
 
 # ---- vocabularies ----------------------------------------------------------

@@ -199,6 +199,11 @@ static void quantize(const float *x, act_unit *act, int n, int first, int last) 
     if (last == n) act_fill(act, n);
 }
 
+ALWAYS_INLINE void int8_step(__m512i *sum, const __m512i *w) {
+    *sum = _mm512_dpbusd_epi32(*sum, *w, *w);
+}
+DEFINE_PEAK(peak_int8, __m512i, _mm512_set1_epi8(3), int8_step, 64)
+
 const backend backend_avx512 = {
     .name = "avx512",
     .available = available,
@@ -210,4 +215,5 @@ const backend backend_avx512 = {
     .axpy = axpy,
     .attend = attend,
     .to_f16 = to_f16,
+    .peak = peak,
 };

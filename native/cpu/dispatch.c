@@ -8,7 +8,9 @@ static const backend *const backends[] = {
     &backend_scalar,
 #if defined(__x86_64__)
     &backend_avx2,
-    &backend_avx2,
+#ifdef QWEN3_AVXVNNI
+    &backend_avxvnni,
+#endif
     &backend_avx512,
 #endif
 #if defined(__aarch64__)

@@ -52,4 +52,10 @@ ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_un
         }
 }
 
+ALWAYS_INLINE void int8_step(int32x4_t *sum, const int32x4_t *w) {
+    int8x16_t bytes = vreinterpretq_s8_s32(*w);
+    *sum = vmmlaq_s32(*sum, bytes, bytes);
+}
+DEFINE_PEAK(peak_int8, int32x4_t, vdupq_n_s32(3), int8_step, 32)
+
 const backend backend_i8mm = NEON_BACKEND("i8mm");

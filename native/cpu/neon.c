@@ -29,4 +29,10 @@ ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_un
     }
 }
 
+ALWAYS_INLINE void int8_step(int32x4_t *sum, const int32x4_t *w) {
+    int8x16_t bytes = vreinterpretq_s8_s32(*w);
+    *sum = vdotq_s32(*sum, bytes, bytes);
+}
+DEFINE_PEAK(peak_int8, int32x4_t, vdupq_n_s32(3), int8_step, 16)
+
 const backend backend_neon = NEON_BACKEND("neon");

@@ -217,6 +217,6 @@ static void quantize(const float *x, act_unit *act, int n, int first, int last) 
 #define NEON_BACKEND(its_name)                                                              \
     {.name = its_name, .available = available, .matmul = matmul, .quantize = quantize,      \
      .rmsnorm = rmsnorm, .rope = rope, .swiglu = swiglu, .axpy = axpy, .attend = attend,    \
-     .to_f16 = to_f16}
+     .to_f16 = to_f16, .peak = peak}
 
 #endif

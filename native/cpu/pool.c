@@ -1,7 +1,6 @@
 /* pool.c - see pool.h. A run and each barrier end with tickets: see member. */
 #include "pool.h"
 
-#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -9,14 +8,11 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
-#ifdef __APPLE__
-#include <sys/sysctl.h>
-#endif
+
+#include "machine.h"
 
 enum { CACHE_LINE = 128, /* two lines: neighbours are prefetched in pairs */ SPIN_NS = 50000 };
 
@@ -31,6 +27,7 @@ typedef struct {
 
 struct pool {
     alignas(CACHE_LINE) atomic_int arrived; /* at the current barrier */
+    alignas(CACHE_LINE) atomic_int claimed; /* since the last barrier */
     alignas(CACHE_LINE) atomic_int asleep;
     void (*fn)(void *arg, int tid, int n_threads); /* NULL: quit */
     void *arg;
@@ -41,90 +38,6 @@ struct pool {
     pthread_cond_t wake;
     member members[];
 };
-
-/* ---- the machine ---------------------------------------------------------------- */
-
-#ifdef __APPLE__
-
-static int sysctl_int(const char *name) {
-    int value = 0;
-    size_t size = sizeof value;
-    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value > 0 ? value : 0;
-}
-
-static int usable_cpus(void) {
-    int n = sysctl_int("hw.logicalcpu");
-    return n ? n : 1;
-}
-
-int pool_default_threads(void) {
-    int n = sysctl_int("hw.perflevel0.physicalcpu"); /* not on Intel */
-    if (!n) n = sysctl_int("hw.physicalcpu");
-    return n ? n : 1;
-}
-
-#else
-
-static int usable_cpus(void) {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-    long n = sysconf(_SC_NPROCESSORS_ONLN); /* more CPUs than the set holds */
-    return n > 0 ? (int)n : 1;
-}
-
-/* A number in cpu's topology, -1 when the system does not tell. */
-static int topology(int cpu, const char *what) {
-    char path[96];
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/%s", cpu, what);
-    FILE *f = fopen(path, "re");
-    int value = -1;
-    if (f) {
-        if (fscanf(f, "%d", &value) != 1) value = -1;
-        fclose(f);
-    }
-    return value;
-}
-
-/* Distinct (package, core) pairs among the CPUs of the affinity mask; 0 when unknown. */
-static int physical_cores(void) {
-    cpu_set_t set;
-    struct { int package, core; } seen[CPU_SETSIZE];
-    int n = 0;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 0;
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &set)) continue;
-        int package = topology(cpu, "physical_package_id"), core = topology(cpu, "core_id"), i = 0;
-        if (core < 0) return 0;
-        while (i < n && (seen[i].package != package || seen[i].core != core)) i++;
-        if (i == n) {
-            seen[n].package = package;
-            seen[n++].core = core;
-        }
-    }
-    return n;
-}
-
-/* The CPUs that a container's quota allows, rounded up; INT_MAX without one. */
-static int cgroup_quota(void) {
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    long long quota, period;
-    int n = INT_MAX;
-    if (f) {
-        if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0 &&
-            quota / period < INT_MAX)
-            n = (int)((quota + period - 1) / period);
-        fclose(f);
-    }
-    return n;
-}
-
-int pool_default_threads(void) {
-    int n = physical_cores(), quota = cgroup_quota();
-    if (!n) n = usable_cpus();
-    return n < quota ? n : quota;
-}
-
-#endif
 
 /* ---- waiting ---------------------------------------------------------------- */
 
@@ -185,13 +98,17 @@ static void give_tickets(pool *p, int n, int tid) {
 /* ---- running ------------------------------------------------------------------ */
 
 void pool_barrier(pool *p, int tid) {
-    if (p->n_threads == 1) return;
     if (atomic_fetch_add(&p->arrived, 1) + 1 < p->n_threads) {
         take_ticket(&p->members[tid]);
-    } else {
+    } else { /* the last one: nobody claims before it gives the tickets */
         atomic_store(&p->arrived, 0);
+        atomic_store_explicit(&p->claimed, 0, memory_order_relaxed);
         give_tickets(p, p->n_threads, tid);
     }
+}
+
+int pool_claim(pool *p) {
+    return atomic_fetch_add_explicit(&p->claimed, 1, memory_order_relaxed);
 }
 
 void pool_run(pool *p, void (*fn)(void *arg, int tid, int n_threads), void *arg) {
@@ -236,7 +153,7 @@ pool *pool_new(int n_threads) {
     if (posix_memalign(&memory, CACHE_LINE, size) != 0) return NULL;
     pool *p = memset(memory, 0, size);
     p->n_threads = n_threads;
-    p->may_spin = n_threads <= usable_cpus();
+    p->may_spin = n_threads <= machine_cpus();
     pthread_mutex_init(&p->run, NULL);
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);

@@ -23,8 +23,8 @@ void pool_run(pool *, void (*fn)(void *arg, int tid, int n_threads), void *arg);
 /* Inside fn: waits until every thread has come to its barrier. */
 void pool_barrier(pool *, int tid);
 
-/* The physical cores this process may use (of the fast kind, where the system tells), within
- * its cpu quota; at least 1. */
-int pool_default_threads(void);
+/* Inside fn: 0, 1, 2, ... counted anew behind every barrier, each number to one thread. A
+ * thread that claims tasks until the number is past the last holds the others up least. */
+int pool_claim(pool *);
 
 #endif

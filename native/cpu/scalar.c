@@ -156,6 +156,31 @@ static void attend(const attend_args *a) {
     }
 }
 
+/* ---- the peak ---------------------------------------------------------------------- */
+
+/* As the products above compute: what the compiler makes of plain C. */
+static int64_t peak(peak_kind kind, int64_t n) {
+    enum { ROW = 256 };
+    int8_t w[ROW], x[ROW];
+    float wf[ROW], xf[ROW], lane[8] = {0};
+    int32_t dot = 0;
+    for (int k = 0; k < ROW; k++) {
+        w[k] = x[k] = (int8_t)(k % 3 - 1);
+        wf[k] = xf[k] = (float)(k % 3 - 1);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        __asm__ volatile("" : : "r"(w), "r"(x), "r"(wf), "r"(xf) : "memory"); /* read them anew */
+        if (kind == PEAK_INT8)
+            for (int k = 0; k < ROW; k++) dot += w[k] * x[k];
+        else
+            for (int k = 0; k < ROW; k += 8)
+                for (int j = 0; j < 8; j++) lane[j] += wf[k + j] * xf[k + j];
+        dot &= 0xffffff;
+    }
+    __asm__ volatile("" : : "r"(dot), "r"(lane) : "memory");
+    return n * ROW;
+}
+
 const backend backend_scalar = {
     .name = "scalar",
     .available = always,
@@ -167,4 +192,5 @@ const backend backend_scalar = {
     .axpy = axpy,
     .attend = attend,
     .to_f16 = to_f16,
+    .peak = peak,
 };

@@ -31,9 +31,10 @@ ALWAYS_INLINE vf add_term(const shape t, const panel *p, int j, vu dot, const ac
 enum { K_UNITS = 2 }; /* units of a row that are unpacked at a time */
 
 /* Adds n_groups groups to y[c][0 .. R * LANES). p[u * R + r] is unit u of panel r; x[c] are
- * the act units of column c. first: y starts from zero. */
+ * the act units of column c. first: y starts from zero. ahead: bytes from a column to its
+ * successor in the next tile, which is fetched into the first-level cache meanwhile. */
 ALWAYS_INLINE void tile(const shape t, const panel *p, const int R, const act_unit *const *x,
-                        const int C, int n_groups, float *const *y, bool first) {
+                        const int C, int n_groups, float *const *y, bool first, intptr_t ahead) {
     vf sum[MAX_R][MAX_C];
     _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
         _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
@@ -44,6 +45,10 @@ ALWAYS_INLINE void tile(const shape t, const panel *p, const int R, const act_un
         int n = (n_groups < GROUPS ? n_groups : GROUPS) * (32 / t.run);
         for (int j = 0; j < n; j++) {
             vu dot[MAX_R][MAX_C];
+            /* a line for every 32 values: a little more than an act unit is */
+            _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
+                __builtin_prefetch((const void *)((uintptr_t)at[c] + (uintptr_t)ahead +
+                                                  (unsigned)(j * t.run * 2)), 0, 3);
             dots(t, p, R, at, C, j, dot);
             _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
                 _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
@@ -56,12 +61,12 @@ ALWAYS_INLINE void tile(const shape t, const panel *p, const int R, const act_un
 }
 
 typedef void tile_function(const panel *p, const act_unit *const *x, int n_groups,
-                           float *const *y, bool first);
+                           float *const *y, bool first, intptr_t ahead);
 
 #define TILE(shape, R, C)                                                                    \
     static void shape##_##R##_##C(const panel *p, const act_unit *const *x, int n_groups,     \
-                                  float *const *y, bool first) {                              \
-        tile(shape, p, R, x, C, n_groups, y, first);                                          \
+                                  float *const *y, bool first, intptr_t ahead) {             \
+        tile(shape, p, R, x, C, n_groups, y, first, ahead);                                   \
     }
 #define TILE_NAME(shape, R, C) shape##_##R##_##C,
 /* All tiles of a shape, and their table [panels - 1][columns - 1]. */
@@ -160,31 +165,34 @@ static void many_columns(panel_kernel kernel, row_set set, const int R, int u0, 
             lanes[k][0] = *y[k];
             y[k] = lanes[k];
         }
-        kernel.tiles[R - 1][C - 1](p, x, n_groups, y, u0 == 0);
+        intptr_t ahead = c + MAX_C < a->n_cols
+                             ? (intptr_t)column_x(a, c + MAX_C) - (intptr_t)column_x(a, c)
+                             : 0;
+        kernel.tiles[R - 1][C - 1](p, x, n_groups, y, u0 == 0, ahead);
         for (int k = 0; set.single && k < C; k++) column_y(a, c + k)[set.row] = lanes[k][0];
     }
 }
 
 /* What columns bring stays in the second-level cache while all rows go by, if not whole then
  * K_UNITS of it. */
-enum { CACHED_BYTES = 256 << 10 };
+enum { CACHED_BYTES = 512 << 10 };
 
 static inline void panel_product(const matmul_args *a, panel_kernel kernel, int row0, int row1) {
     int n_units = (a->n_in + UNIT - 1) / UNIT;
-    bool cached = (size_t)a->n_cols * act_bytes(a->n_in) <= CACHED_BYTES;
+    bool few = a->n_cols <= FEW;
+    bool cached = few || (size_t)a->n_cols * act_bytes(a->n_in) <= CACHED_BYTES;
     int step = cached ? n_units : K_UNITS;
     for (int first = 0; first < n_units; first += step)
-        for (int r = row0; r < row1;) {
-            int R = row1 - r >= MAX_R * LANES ? MAX_R : 1;
+        for (int r = row0, n; r < row1; r += n) {
             row_set set = {a, r, row1 - r < LANES};
-            if (a->n_cols <= FEW) {
-                R = 1;
+            int R = few || row1 - r < MAX_R * LANES ? 1 : MAX_R;
+            n = set.single ? 1 : R * LANES;
+            if (few) {
                 (a->n_cols == 1 ? kernel.one_column : kernel.few_columns)(set);
-            } else {
-                for (int u = first; u < n_units && u < first + step; u += K_UNITS)
-                    many_columns(kernel, set, R, u, u + K_UNITS < n_units ? u + K_UNITS : n_units);
+                continue;
             }
-            r += set.single ? 1 : R * LANES;
+            for (int u = first; u < n_units && u < first + step; u += K_UNITS)
+                many_columns(kernel, set, R, u, u + K_UNITS < n_units ? u + K_UNITS : n_units);
         }
 }
 

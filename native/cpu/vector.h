@@ -63,40 +63,81 @@ static const loader read_f32 = {f32_vector, f32_item};
 static const loader read_f16 = {f16_vector, f16_item};
 static const loader read_bf16 = {bf16_vector, bf16_item};
 
-/* ---- products of float weights ---------------------------------------------------- */
+/* ---- products of float weights ----------------------------------------------------
+ * Every dot product is one chain of vector fma, one sum over lanes, then the rest: the same
+ * for one column or many, however they are tiled. */
 
-/* R rows x C columns. Every dot product is one chain of vector fma, one sum over lanes,
- * then the rest: the same whatever R and C are. */
-ALWAYS_INLINE void float_tile(const matmul_args *a, loader w_of, int r, const int R, int c,
-                              const int C) {
-    int n = a->n_in, whole = n - n % LANES;
-    vf sum[4][2], wv[4];
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < C; j++) sum[i][j] = vf_zero();
-    for (int k = 0; k < whole; k += LANES) {
-        for (int i = 0; i < R; i++) wv[i] = w_of.vector(row_w(a, r + i), k);
-        for (int j = 0; j < C; j++) {
-            vf xv = f32_vector(column_x(a, c + j), k);
-            for (int i = 0; i < R; i++) sum[i][j] = vf_fma(wv[i], xv, sum[i][j]);
+enum {
+    FLOAT_R = LANES == 8 ? 4 : 8, /* rows and columns of a tile: AVX2 has 16 registers, the */
+    FLOAT_C = LANES == 8 ? 2 : 3, /* others 32; rows are reused from nearer than columns */
+    FLOAT_COLS = 48,              /* columns that share converted rows */
+    FLOAT_K = 512,                /* of which this much at a time is in the first-level cache */
+};
+
+/* sum[j][i] += the products of R rows and C columns, items [k, end) in whole vectors. Item k
+ * of row i is item k - k0 at w + i * w_stride. */
+ALWAYS_INLINE void float_tile(const matmul_args *a, loader w_of, const void *w, size_t w_stride,
+                              int k0, const int R, int c, const int C, int k, int end,
+                              vf (*sum)[FLOAT_R]) {
+    vf part[FLOAT_C][FLOAT_R], wv[FLOAT_R];
+    const float *x[FLOAT_C];
+    for (int j = 0; j < C; j++) {
+        x[j] = column_x(a, c + j);
+        for (int i = 0; i < R; i++) part[j][i] = sum[j][i];
+    }
+    for (; k < end; k += LANES) {
+        for (int i = 0; i < R; i++)
+            wv[i] = w_of.vector((const char *)w + (size_t)i * w_stride, k - k0);
+        _Pragma("GCC unroll 8") for (int j = 0; j < C; j++) {
+            vf xv = vf_load(x[j] + k);
+            for (int i = 0; i < R; i++) part[j][i] = vf_fma(wv[i], xv, part[j][i]);
         }
     }
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < C; j++) {
-            float dot = vf_sum(sum[i][j]);
+    for (int j = 0; j < C; j++)
+        for (int i = 0; i < R; i++) sum[j][i] = part[j][i];
+}
+
+
+/* R rows from r on, n_cols <= FLOAT_COLS columns from c on. */
+ALWAYS_INLINE void float_block(const matmul_args *a, loader w_of, int r, const int R, int c,
+                               int n_cols) {
+    int n = a->n_in, whole = n - n % LANES;
+    const uint8_t *w = row_w(a, r);
+    vf sum[FLOAT_COLS][FLOAT_R];
+    for (int j = 0; j < n_cols; j++)
+        for (int i = 0; i < R; i++) sum[j][i] = vf_zero();
+    if (n_cols < FLOAT_C) {
+        for (int j = 0; j < n_cols; j++)
+            float_tile(a, w_of, w, a->row_bytes, 0, R, c + j, 1, 0, whole, sum + j);
+    } else {
+        for (int k = 0; k < whole; k += FLOAT_K) {
+            float f32[FLOAT_R][FLOAT_K];
+            int end = whole - k < FLOAT_K ? whole : k + FLOAT_K, j = 0;
+            for (int i = 0; i < R; i++)
+                for (int m = k; m < end; m += LANES)
+                    vf_store(f32[i] + m - k, w_of.vector(w + (size_t)i * a->row_bytes, m));
+            for (; j + FLOAT_C <= n_cols; j += FLOAT_C)
+                float_tile(a, read_f32, f32, sizeof f32[0], k, R, c + j, FLOAT_C, k, end, sum + j);
+            for (; j < n_cols; j++)
+                float_tile(a, read_f32, f32, sizeof f32[0], k, R, c + j, 1, k, end, sum + j);
+        }
+    }
+    for (int j = 0; j < n_cols; j++)
+        for (int i = 0; i < R; i++) {
+            float dot = vf_sum(sum[j][i]);
             for (int k = whole; k < n; k++)
-                dot = fmaf(w_of.item(row_w(a, r + i), k), f32_item(column_x(a, c + j), k), dot);
+                dot = fmaf(w_of.item(w + (size_t)i * a->row_bytes, k),
+                           f32_item(column_x(a, c + j), k), dot);
             column_y(a, c + j)[r + i] = dot;
         }
 }
 
 ALWAYS_INLINE void float_rows(const matmul_args *a, loader w_of, int row0, int row1) {
-    int r = row0, c;
-    for (; r + 4 <= row1; r += 4) {
-        for (c = 0; c + 2 <= a->n_cols; c += 2) float_tile(a, w_of, r, 4, c, 2);
-        if (c < a->n_cols) float_tile(a, w_of, r, 4, c, 1);
+    for (int c = 0; c < a->n_cols; c += FLOAT_COLS) {
+        int n_cols = a->n_cols - c < FLOAT_COLS ? a->n_cols - c : FLOAT_COLS, r = row0;
+        for (; r + FLOAT_R <= row1; r += FLOAT_R) float_block(a, w_of, r, FLOAT_R, c, n_cols);
+        for (; r < row1; r++) float_block(a, w_of, r, 1, c, n_cols);
     }
-    for (; r < row1; r++)
-        for (c = 0; c < a->n_cols; c++) float_tile(a, w_of, r, 1, c, 1);
 }
 
 static void matmul_float(const matmul_args *a, int row0, int row1) {
@@ -106,6 +147,44 @@ static void matmul_float(const matmul_args *a, int row0, int row1) {
         float_rows(a, read_f16, row0, row1);
     else
         float_rows(a, read_bf16, row0, row1);
+}
+
+/* ---- the peak, see backend.h --------------------------------------------------------- */
+
+/* Keeps a vector in a register and hides its value from the compiler. */
+#if defined(__AVX512F__)
+#define OPAQUE(v) __asm__ volatile("" : "+v"(v))
+#elif defined(__x86_64__)
+#define OPAQUE(v) __asm__ volatile("" : "+x"(v))
+#else
+#define OPAQUE(v) __asm__ volatile("" : "+w"(v))
+#endif
+#define PEAK_STEP(step, sum) OPAQUE(w); step(&sum, &w); OPAQUE(sum);
+
+/* Defines name(n): n rounds of step(vector *sum, vector *w), which does some products, on
+ * twelve independent sums. They hide the latency and fit 16 registers; as an array the
+ * compiler would keep them in memory. */
+#define DEFINE_PEAK(name, vector, start, step, products)                                       \
+    static int64_t name(int64_t n) {                                                           \
+        vector w = start, a = w, b = w, c = w, d = w, e = w, f = w, g = w, h = w, i = w,       \
+               j = w, k = w, l = w;                                                            \
+        for (int64_t round = 0; round < n; round++) {                                          \
+            PEAK_STEP(step, a) PEAK_STEP(step, b) PEAK_STEP(step, c) PEAK_STEP(step, d)        \
+            PEAK_STEP(step, e) PEAK_STEP(step, f) PEAK_STEP(step, g) PEAK_STEP(step, h)        \
+            PEAK_STEP(step, i) PEAK_STEP(step, j) PEAK_STEP(step, k) PEAK_STEP(step, l)        \
+        }                                                                                      \
+        return n * 12 * products;                                                              \
+    }
+
+ALWAYS_INLINE void f32_step(vf *sum, const vf *w) {
+    *sum = vf_fma(*w, *w, *sum);
+}
+DEFINE_PEAK(peak_f32, vf, vf_set1(0.5f), f32_step, LANES)
+
+static int64_t peak_int8(int64_t n); /* the including file defines it */
+
+static int64_t peak(peak_kind kind, int64_t n) {
+    return kind == PEAK_INT8 ? peak_int8(n) : peak_f32(n);
 }
 
 /* ---- element by element -------------------------------------------------------------- */

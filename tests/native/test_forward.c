@@ -8,7 +8,7 @@
 
 #include "qwen3.h"
 
-enum { N = 40, N_CTX = 64, ROUNDS = 20 };
+enum { N = 40, N_CTX = 64, ROUNDS = 20, MOST = 600 };
 
 static void expect(bool ok, const char *what) {
     if (ok) return;
@@ -16,8 +16,8 @@ static void expect(bool ok, const char *what) {
     exit(1);
 }
 
-static void fill(int32_t ids[N], const qwen3_model *m, unsigned seed) {
-    for (int i = 0; i < N; i++) {
+static void fill(int32_t *ids, int n, const qwen3_model *m, unsigned seed) {
+    for (int i = 0; i < n; i++) {
         seed = seed * 1664525u + 1013904223u;
         ids[i] = (int32_t)((seed >> 8) % (unsigned)qwen3_model_config(m)->n_vocab);
     }
@@ -31,38 +31,40 @@ static qwen3_model *open_model(const char *path, int threads) {
     return m;
 }
 
-/* The logits after N tokens, computed chunk by chunk; the caller frees them. */
-static float *logits_of(const char *path, int threads, int chunk) {
+/* The logits after n tokens, computed chunk by chunk; the caller frees them. */
+static float *logits_of(qwen3_model *m, int n, int chunk) {
     qwen3_error err;
-    int32_t ids[N];
-    qwen3_model *m = open_model(path, threads);
-    qwen3_session *s = qwen3_session_new(m, N_CTX, QWEN3_KV_F16, &err);
+    int32_t ids[MOST];
+    qwen3_session *s = qwen3_session_new(m, n, QWEN3_KV_F16, &err);
     expect(s != NULL, "a session begins");
-    fill(ids, m, 1);
-    for (int i = 0; i < N; i += chunk) {
-        size_t n = (size_t)(chunk < N - i ? chunk : N - i);
-        expect(qwen3_extend(s, ids + i, n, &err) == QWEN3_OK, "the tokens are computed");
+    fill(ids, n, m, 1);
+    for (int i = 0; i < n; i += chunk) {
+        size_t count = (size_t)(chunk < n - i ? chunk : n - i);
+        expect(qwen3_extend(s, ids + i, count, &err) == QWEN3_OK, "the tokens are computed");
     }
     size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
     float *copy = malloc(bytes);
     expect(copy != NULL, "memory");
     memcpy(copy, qwen3_session_logits(s), bytes);
     qwen3_session_free(s);
-    qwen3_model_close(m);
     return copy;
 }
 
-static void same_bits(const char *path) {
+/* Of n tokens in one pass by one thread, and otherwise. */
+static void same_bits(const char *path, int n, const int *threads, const int *chunks) {
     qwen3_model *m = open_model(path, 1);
     size_t bytes = (size_t)qwen3_model_config(m)->n_vocab * sizeof(float);
+    float *reference = logits_of(m, n, n);
     qwen3_model_close(m);
-    float *reference = logits_of(path, 1, N);
-    for (int threads = 1; threads <= 4; threads++)
-        for (int chunk = 1; chunk <= N; chunk += 13) {
-            float *ours = logits_of(path, threads, chunk);
+    for (; *threads; threads++) {
+        m = open_model(path, *threads);
+        for (const int *chunk = chunks; *chunk; chunk++) {
+            float *ours = logits_of(m, n, *chunk);
             expect(memcmp(reference, ours, bytes) == 0, "threads and chunks give the same bits");
             free(ours);
         }
+        qwen3_model_close(m);
+    }
     free(reference);
 }
 
@@ -82,7 +84,7 @@ static void *compute(void *arg) {
     shared *x = arg;
     qwen3_error err;
     int32_t ids[N];
-    fill(ids, x->model, 2);
+    fill(ids, N, x->model, 2);
     for (int i = 0; i < ROUNDS; i++) {
         ids[i % N] = (int32_t)i;
         expect(qwen3_sync(x->other, ids, N, &err) >= 0, "the other session is not disturbed");
@@ -101,7 +103,7 @@ static void cancel_while_computing(const char *path) {
     expect(x.cancelled && x.other, "two sessions begin");
     expect(pthread_create(&canceller, NULL, cancel, &x) == 0, "a thread starts");
     expect(pthread_create(&computer, NULL, compute, &x) == 0, "a thread starts");
-    fill(ids, m, 3);
+    fill(ids, N, m, 3);
     for (int i = 0; i < ROUNDS; i++) {
         ids[i % N] = (int32_t)i; /* another sequence each time */
         bool finished = qwen3_sync(x.cancelled, ids, N, &err) >= 0;
@@ -120,8 +122,13 @@ static void cancel_while_computing(const char *path) {
 
 int main(void) {
     static const char *paths[] = {"tests/data/tiny.gguf", "tests/data/tiny-moe.gguf"};
+    static const char *nanos[] = {"qwen3cli/models/nano-dense-q8_0.gguf",
+                                  "qwen3cli/models/nano-moe-q8_0.gguf"};
     for (int i = 0; i < 2; i++) {
-        same_bits(paths[i]);
+        same_bits(paths[i], N, (int[]){1, 2, 3, 4, 5, 6, 7, 8, 0}, (int[]){1, 14, 27, 40, 0});
+        /* More than one pass of a dense model, and more columns than one tile. */
+        same_bits(paths[i], MOST, (int[]){1, 3, 0}, (int[]){1, 130, MOST, 0});
+        same_bits(nanos[i], 24, (int[]){2, 3, 8, 0}, (int[]){1, 5, 24, 0});
         cancel_while_computing(paths[i]);
     }
     puts("forward: ok");

@@ -53,6 +53,40 @@ static void test_barriers(int n_threads, int n_runs) {
     pool_free(e.p);
 }
 
+/* ---- claims: each task to one thread, in every phase anew ------------------------ */
+
+enum { TASKS = 50 };
+
+typedef struct {
+    pool *p;
+    int claimed[TASKS]; /* plain memory: the claim alone makes it the claimer's */
+    int out_of_order[MAX_THREADS];
+} tasks;
+
+static void claim_all(void *arg, int tid, int n_threads) {
+    tasks *t = arg;
+    (void)n_threads;
+    for (int round = 0; round < ROUNDS; round++) {
+        int task, before = -1;
+        for (; (task = pool_claim(t->p)) < TASKS; before = task) {
+            t->claimed[task]++;
+            t->out_of_order[tid] += task <= before;
+        }
+        pool_barrier(t->p, tid);
+    }
+    pool_claim(t->p); /* left over: the next run begins with 0 all the same */
+}
+
+static void test_claims(int n_threads) {
+    tasks t = {.p = pool_new(n_threads)};
+    CHECK(t.p);
+    if (!t.p) return;
+    for (int i = 0; i < 10; i++) pool_run(t.p, claim_all, &t);
+    for (int i = 0; i < TASKS; i++) CHECK(t.claimed[i] == 10 * ROUNDS);
+    for (int i = 0; i < n_threads; i++) CHECK(t.out_of_order[i] == 0);
+    pool_free(t.p);
+}
+
 /* ---- sleeping threads wake ------------------------------------------------------ */
 
 static void late_comer(void *arg, int tid, int n_threads) {
@@ -141,12 +175,12 @@ static void test_signals(void) {
 
 int main(void) {
     for (int n = 1; n <= MAX_THREADS; n++) test_barriers(n, 100);
+    for (int n = 1; n <= MAX_THREADS; n++) test_claims(n);
     test_sleep();
     test_concurrent_callers();
     test_signals();
     CHECK(pool_new(0) == NULL);
     CHECK(pool_new(1 << 30) == NULL);
-    CHECK(pool_default_threads() >= 1);
     for (int i = 0; i < 100; i++) pool_free(pool_new(4)); /* never run */
     pool_free(NULL);
     if (!failures) puts("pool: ok");

@@ -1,0 +1,267 @@
+"""Model files of the real shapes with random weights: what `qwen3 bench` measures where there
+is no model. They compute as fast as a real file and answer nonsense.
+
+The blocks are random bits behind scales that give every matrix the deviation of an untrained
+network, so that no logit overflows. The tokenizer knows single bytes alone, but the vocabulary
+is padded to the real size: the output matrix costs what it costs.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import gguf
+import numpy as np
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from quant.card import ModelCard
+from quant.checkpoint import Experts, Hyperparameters
+from quant.convert import Tensor
+from quant.metadata import add_general, add_hyperparameters
+from quant.output import replacing
+from quant.recipes import Recipe, recipe
+from qwen3cli import registry
+from qwen3cli.errors import Qwen3Error, UsageError
+from qwen3cli.terminal import Terminal
+
+Table = list[tuple[Tensor, str]]  # the tensors of a file and their types
+
+_CHUNK_BLOCKS = 1 << 16
+_ALIGNMENT = 32
+_ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
+# Where a block keeps its f16 scale and, if it has one, its f16 scale of minima.
+_SCALES_AT = {
+    "Q8_0": (0,), "Q6_K": (208,), "Q5_K": (0, 2), "Q5_1": (0, 2), "Q5_0": (0,),
+    "Q4_K": (0, 2), "Q4_1": (0, 2), "Q4_0": (0,),
+}  # fmt: skip
+# Of the bits of a float: their number, those of sign and mantissa, first bit and bias of the
+# exponent.
+_FLOATS = {
+    "F32": (32, 0x807FFFFF, 23, 127),
+    "F16": (16, 0x83FF, 10, 15),
+    "BF16": (16, 0x807F, 7, 127),
+}
+
+
+def _shape(
+    n_layers: int, n_embd: int, n_heads: int, n_kv_heads: int, n_ff: int, *, tied: bool = False
+) -> Hyperparameters:
+    return Hyperparameters(
+        architecture="qwen3",
+        n_layers=n_layers,
+        n_embd=n_embd,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=128,
+        n_ff=n_ff,
+        n_vocab=151936,
+        n_context=40960,
+        rms_eps=1e-6,
+        rope_theta=1e6,
+        yarn=None,
+        tied_embedding=tied,
+        experts=None,
+    )
+
+
+def _mixture(dense: Hyperparameters, n_ff_expert: int) -> Hyperparameters:
+    experts = Experts(count=128, used=8, n_ff=n_ff_expert, norm_topk=True)
+    return replace(dense, architecture="qwen3moe", experts=experts)
+
+
+SHAPES = {  # Qwen3 Technical Report, tables 1 and 2, and the releases' config.json
+    "0.6b": _shape(28, 1024, 16, 8, 3072, tied=True),
+    "1.7b": _shape(28, 2048, 16, 8, 6144, tied=True),
+    "4b": _shape(36, 2560, 32, 8, 9728, tied=True),
+    "8b": _shape(36, 4096, 32, 8, 12288),
+    "14b": _shape(40, 5120, 40, 8, 17408),
+    "32b": _shape(64, 5120, 64, 8, 25600),
+    "30b-a3b": _mixture(_shape(48, 2048, 32, 4, 6144), 768),
+    "235b-a22b": _mixture(_shape(94, 4096, 64, 4, 12288), 1536),
+}
+
+
+def synthetic(spec: str, terminal: Terminal) -> Path:
+    """The file for NAME:TYPE, such as 0.6b:q4_k_m; written to the cache folder the first time.
+    Raises UsageError, and Qwen3Error where the disk is too small."""
+    name, _, kind = spec.lower().partition(":")
+    if name not in SHAPES:
+        raise UsageError(f"--synthetic {spec}: no such shape; there are {', '.join(SHAPES)}")
+    chosen = recipe(kind or "q4_k_m")
+    hp = SHAPES[name]
+    folder = registry.xdg("XDG_CACHE_HOME", ".cache") / "synthetic"
+    path = folder / f"qwen3-{name}-{chosen.name.lower()}.gguf"
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    size = sum(n_bytes(tensor, kind) for tensor, kind in table(hp, chosen))
+    free = shutil.disk_usage(folder).free
+    if free < 1.01 * size:
+        raise Qwen3Error(
+            f"{path}: needs {size / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; free "
+            "some space or set $XDG_CACHE_HOME to a folder on another disk"
+        )
+    terminal.note(f"qwen3: writing {path}, {size / 1e9:.1f} GB of random weights, kept for later")
+    with terminal.progress(path.name) as move:
+        write(path, name, hp, chosen, move)
+    return path
+
+
+def table(hp: Hyperparameters, chosen: Recipe) -> Table:
+    """Every tensor of a file and its type, in file order."""
+    tensors = [Tensor(f"{name}.weight", shape, (), layer) for name, shape, layer in _shapes(hp)]
+    return [(tensor, chosen.type_of(tensor, hp)) for tensor in tensors]
+
+
+def _shapes(hp: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...], int | None]]:
+    """Name, shape (the fastest dimension last) and layer of every tensor."""
+    n, q, kv = hp.n_embd, hp.n_heads * hp.head_dim, hp.n_kv_heads * hp.head_dim
+    yield "token_embd", (hp.n_vocab, n), None
+    for i in range(hp.n_layers):
+        layer: dict[str, tuple[int, ...]] = {
+            "attn_norm": (n,),
+            "attn_q": (q, n),
+            "attn_k": (kv, n),
+            "attn_v": (kv, n),
+            "attn_output": (n, q),
+            "attn_q_norm": (hp.head_dim,),
+            "attn_k_norm": (hp.head_dim,),
+            "ffn_norm": (n,),
+        }
+        if hp.experts:
+            count, ff = hp.experts.count, hp.experts.n_ff
+            layer["ffn_gate_inp"] = (count, n)
+            layer["ffn_gate_exps"] = layer["ffn_up_exps"] = (count, ff, n)
+            layer["ffn_down_exps"] = (count, n, ff)
+        else:
+            layer["ffn_gate"] = layer["ffn_up"] = (hp.n_ff, n)
+            layer["ffn_down"] = (n, hp.n_ff)
+        for name, shape in layer.items():
+            yield f"blk.{i}.{name}", shape, i
+    yield "output_norm", (n,), None
+    if not hp.tied_embedding:
+        yield "output", (hp.n_vocab, n), None
+
+
+def n_bytes(tensor: Tensor, kind: str) -> int:
+    """Bytes of a tensor in this type."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return math.prod(tensor.shape) // block * size
+
+
+def write(
+    path: Path,
+    name: str,
+    hp: Hyperparameters,
+    chosen: Recipe,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> None:
+    """Writes a model of this shape; progress is told the bytes done, and of how many. A file
+    in the making is removed when it fails. Raises QuantError."""
+    tensors = table(hp, chosen)
+    total = sum(n_bytes(tensor, kind) for tensor, kind in tensors)
+    done = 0
+    with replacing(path, elsewhere="$XDG_CACHE_HOME") as part:
+        writer = gguf.GGUFWriter(part, hp.architecture)
+        add_general(writer, ModelCard(f"Qwen3 {name}, random weights"), chosen)
+        add_hyperparameters(writer, hp)
+        _add_tokenizer(writer, hp.n_vocab)
+        for tensor, kind in tensors:
+            raw = gguf.GGMLQuantizationType[kind]
+            dtype, size = np.dtype(np.float32), n_bytes(tensor, kind)
+            writer.add_tensor_info(tensor.name, tensor.shape, dtype, size, raw)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+        rng = np.random.default_rng(0)
+        with part.open("ab") as file:
+            _pad(file)
+            for tensor, kind in tensors:
+                for chunk in _data(rng, tensor, kind):
+                    file.write(chunk.data)
+                    done += chunk.nbytes
+                    progress(done, total)
+                _pad(file)
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+
+
+def _data(
+    rng: np.random.Generator, tensor: Tensor, kind: str
+) -> Iterator[NDArray[np.uint8] | NDArray[np.float32]]:
+    if len(tensor.shape) == 1:
+        yield np.ones(tensor.shape, np.float32)
+        return
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    n = math.prod(tensor.shape) // block
+    deviation = tensor.row_length**-0.5
+    for start in range(0, n, _CHUNK_BLOCKS):
+        yield random_blocks(rng, kind, min(_CHUNK_BLOCKS, n - start), deviation)
+
+
+def random_blocks(
+    rng: np.random.Generator, kind: str, n: int, deviation: float
+) -> NDArray[np.uint8]:
+    """n blocks whose weights have mean 0 and about this standard deviation."""
+    if kind in _FLOATS:
+        n_bits, sign_and_mantissa, first, bias = _FLOATS[kind]
+        bits = np.frombuffer(rng.bytes(n * n_bits // 8), f"<u{n_bits // 8}")
+        # Sign and mantissa at random: 1.53 is the deviation of what is even in +-[1, 2).
+        exponent = bias + round(math.log2(deviation / 1.53))
+        floats: NDArray[np.uint8] = (bits & sign_and_mantissa | exponent << first).view(np.uint8)
+        return floats
+    raw = gguf.GGMLQuantizationType[kind]
+    _, size = gguf.GGML_QUANT_SIZES[raw]
+    blocks: NDArray[np.uint8] = np.frombuffer(rng.bytes(n * size), np.uint8).copy()
+    blocks = blocks.reshape(n, size)
+
+    def decoded(*scales: float) -> NDArray[np.float32]:
+        _set_scales(sample, kind, scales)
+        values: NDArray[np.float32] = dequantize(sample, raw)
+        return values
+
+    # What the bits mean to the type is measured on some of them.
+    sample = blocks[:256].copy()
+    if len(_SCALES_AT[kind]) == 1:
+        _set_scales(blocks, kind, [deviation / float(decoded(1).std())])
+    else:
+        slope = -float(decoded(1, 0).mean() / decoded(0, 1).mean())
+        scale = deviation / float(decoded(1, slope).std())
+        _set_scales(blocks, kind, [scale, scale * slope])
+    return blocks.reshape(-1)
+
+
+def _set_scales(blocks: NDArray[np.uint8], kind: str, scales: Sequence[float]) -> None:
+    for at, scale in zip(_SCALES_AT[kind], scales, strict=True):
+        blocks[:, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+    """A token per byte, the five added tokens that chats need, and padding."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = [chr(b) for b in printable]  # as byte-level BPE spells the bytes
+    letters += [chr(256 + i) for i in range(256 - len(letters))]
+    tokens = [*letters, "ĠĠ", *_ADDED]
+    types = [gguf.TokenType.NORMAL] * (len(letters) + 1) + [gguf.TokenType.CONTROL] * len(_ADDED)
+    padding = n_vocab - len(tokens)
+    tokens += [f"[PAD{i}]" for i in range(padding)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([*map(int, types), *[int(gguf.TokenType.UNUSED)] * padding])
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_eos_token_id(tokens.index("<|im_end|>"))
+    writer.add_pad_token_id(tokens.index("<|endoftext|>"))
+    writer.add_add_bos_token(False)
