@@ -2,8 +2,8 @@
  *
  * smmla multiplies two rows of eight by two columns of eight: twice the work of sdot. Panels
  * hold eight quants of row 0 and eight of row 1 in a vector, those of rows 2 and 3 in the
- * next; tiles take columns in pairs. Few columns are left to sdot: what pairs cost to form
- * and to undo is what they would save.
+ * next; tiles take columns in pairs. Few columns are left to sdot: pairs cost to form and
+ * to undo about what they save.
  */
 #include "neon.h"
 
