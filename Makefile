@@ -43,7 +43,7 @@ sanitize: $(BIN)/python
 	$(BIN)/ctest --test-dir build/asan --output-on-failure
 	$(NATIVE_BUILD) -B build/tsan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=thread
 	$(BIN)/cmake --build build/tsan -j2
-	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|check"
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|check|probe"
 
 fuzz: $(BIN)/python
 	$(NATIVE_BUILD) -B build/fuzz -DCMAKE_C_COMPILER=clang -DQWEN3_FUZZ=ON \
@@ -57,10 +57,11 @@ ARM := aarch64-linux-gnu-gcc
 arm: $(BIN)/python
 	$(NATIVE_BUILD) -B build/arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_C_COMPILER=$(ARM) -DCMAKE_EXE_LINKER_FLAGS=-static -DQWEN3_TESTS=ON
-	$(BIN)/cmake --build build/arm -j2 --target test_kernels test_pool
+	$(BIN)/cmake --build build/arm -j2 --target test_kernels test_pool test_probe
 	qemu-aarch64 -cpu max build/arm/tests/native/test_kernels 300
 	qemu-aarch64 -cpu neoverse-n1 build/arm/tests/native/test_kernels 30 # has no i8mm
 	qemu-aarch64 -cpu max build/arm/tests/native/test_pool
+	qemu-aarch64 -cpu max build/arm/tests/native/test_probe
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,61 +1,173 @@
-/* attention.c - see attention.h. */
+/* attention.c - see attention.h.
+ *
+ * A head's positions are cut into blocks of KV_BLOCK. Attention over a block alone gives a
+ * part (out, top, sum) per query, and parts are added in the order of the blocks: by the
+ * one thread that computes them all, or at the end by one that finds them computed. So the
+ * bits depend neither on threads nor on how a prompt is cut.
+ */
 #include "attention.h"
 
 #include <math.h>
-#include <string.h>
 
-/* Normalizes and rotates the heads of q and k, and appends k and v to the cache. */
-static void position_head(const step *s, const layer *l, int index, int t, int h) {
-    const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
+/* Contexts from which on a token's blocks are shared out, and positions of a share: below,
+ * the heads alone are tasks enough, and that takes no barrier. */
+enum { SHARE = 4 * KV_BLOCK, SHARED_FROM = 2 * SHARE };
+
+/* What the tasks of one thread know. */
+typedef struct {
+    const step *s;
+    const layer *l;
+    int index, hd, group;
+    /* scratch of the thread */
+    float *q, *sum, *part, *kernel, *row;
+} job;
+
+/* The heads of group h are rows: row r is head r % group of token r / group. */
+static int n_rows(const job *j) { return j->s->n * j->group; }
+static int n_blocks(const job *j) { return (j->s->pos + j->s->n + KV_BLOCK - 1) / KV_BLOCK; }
+
+static size_t head_of(const job *j, int h, int r) {
+    const qwen3_config *c = &j->s->work->model->config;
+    return (size_t)(r / j->group) * (size_t)c->n_heads + (size_t)(h * j->group + r % j->group);
+}
+
+static void norm_and_rotate(const job *j, float *y, const float *x, const float *weight, int t) {
+    const workspace *ws = j->s->work;
     const backend *cpu = ws->model->cpu;
-    int hd = c->head_dim;
-    bool is_q = h < c->n_heads;
-    float *x = is_q ? ws->q + ((size_t)t * (size_t)c->n_heads + (size_t)h) * (size_t)hd
-                    : ws->k + ((size_t)t * (size_t)c->n_kv_heads + (size_t)(h - c->n_heads)) *
-                                 (size_t)hd;
-    cpu->rmsnorm(x, x, is_q ? l->q_norm : l->k_norm, hd, c->rms_eps);
-    cpu->rope(x, ws->cos + t * (hd / 2), ws->sin + t * (hd / 2), hd);
-    if (is_q) return;
-    h -= c->n_heads;
-    const float *v = ws->v + ((size_t)t * (size_t)c->n_kv_heads + (size_t)h) * (size_t)hd;
-    size_t at = (size_t)(s->pos + t) * (size_t)hd * s->kv->item;
-    uint8_t *keys = kv_keys(s->kv, index, h) + at, *values = kv_values(s->kv, index, h) + at;
-    if (s->kv->item == sizeof(float)) {
-        memcpy(keys, x, (size_t)hd * sizeof(float));
-        memcpy(values, v, (size_t)hd * sizeof(float));
-    } else {
-        cpu->to_f16(x, (f16_t *)(void *)keys, hd);
-        cpu->to_f16(v, (f16_t *)(void *)values, hd);
+    int half = j->hd / 2;
+    cpu->rmsnorm(y, x, weight, j->hd, ws->model->config.rms_eps);
+    cpu->rope(y, ws->cos + t * half, ws->sin + t * half, j->hd);
+}
+
+/* Appends tokens [first, last) to the cache of head h. */
+static void store(const job *j, int h, int first, int last) {
+    const workspace *ws = j->s->work;
+    for (int t = first; t < last; t++) {
+        size_t at = ((size_t)t * (size_t)ws->model->config.n_kv_heads + (size_t)h) * (size_t)j->hd;
+        norm_and_rotate(j, ws->k + at, ws->k + at, j->l->k_norm, t);
+        kv_store(j->s->kv, ws->model->cpu, j->index, h, j->s->pos + t, ws->k + at, ws->v + at,
+                 j->row);
     }
 }
 
-/* Grouped-query attention: the heads of a group read each key and value once. */
-static void attend(const step *s, int index, int t, int h, int tid) {
-    const workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
-    int hd = c->head_dim, group = c->n_heads / c->n_kv_heads;
-    size_t head = ((size_t)t * (size_t)c->n_heads + (size_t)h * (size_t)group) * (size_t)hd;
-    ws->model->cpu->attend(&(attend_args){
-        .n_q = group, .head_dim = hd, .n_kv = s->pos + t + 1, .q = ws->q + head,
-        .k = kv_keys(s->kv, index, h), .v = kv_values(s->kv, index, h),
-        .kv_is_f32 = s->kv->item == sizeof(float), .scale = 1.0f / sqrtf((float)hd),
-        .out = ws->attended.f + head, .scores = ws->scores + (size_t)tid * ws->scores_stride});
+/* The attend_args of rows [first, first + n) of group h, the queries made ready. */
+static attend_args ready(const job *j, int h, int first, int n, int32_t n_kv[ATTEND_ROWS]) {
+    const workspace *ws = j->s->work;
+    float scale = 1 / sqrtf((float)j->hd);
+    for (int r = 0; r < n; r++) {
+        int t = (first + r) / j->group;
+        norm_and_rotate(j, j->row, ws->q + head_of(j, h, first + r) * (size_t)j->hd, j->l->q_norm, t);
+        for (int i = 0; i < j->hd; i++) j->q[i * ATTEND_ROWS + r] = j->row[i] * scale;
+        n_kv[r] = j->s->pos + t + 1;
+    }
+    return (attend_args){.type = j->s->kv->type, .head_dim = j->hd, .n_rows = n, .q = j->q,
+                         .n_kv = n_kv, .k = kv_keys(j->s->kv, j->index, h),
+                         .v = kv_values(j->s->kv, j->index, h), .scratch = j->kernel};
+}
+
+static bool whole_heads(const job *j) { return j->hd % 32 == 0; }
+
+/* The sum of all parts becomes the head's attended vector. */
+static void finish(const job *j, size_t head, const float *sum) {
+    workspace *ws = j->s->work;
+    int n = ws->attended.n, heads = ws->model->config.n_heads;
+    size_t t = head / (size_t)heads;
+    int first = (int)(head % (size_t)heads) * j->hd;
+    float *out = ws->attended.f + t * (size_t)n, scale = 1 / sum[kv_width(j->hd) + 1];
+    for (int i = 0; i < j->hd; i++) out[first + i] = sum[i] * scale;
+    if (whole_heads(j) && takes_act(&j->l->o))
+        ws->model->cpu->quantize(ws->attended.f + t * (size_t)n,
+                                 ws->attended.q + t * (size_t)ws->attended.units, n, first,
+                                 first + j->hd);
+}
+
+/* Rows [first, first + n) of group h over all their positions. */
+static void attend_rows(const job *j, int h, int first, int n) {
+    const backend *cpu = j->s->work->model->cpu;
+    size_t part = attend_part(j->hd);
+    int32_t n_kv[ATTEND_ROWS];
+    attend_args a = ready(j, h, first, n, n_kv);
+    cpu->attend(&a, 0, j->sum);
+    for (int b = 1; b * KV_BLOCK < n_kv[n - 1]; b++) {
+        cpu->attend(&a, b, j->part);
+        for (int r = 0; r < n; r++)
+            if (n_kv[r] > b * KV_BLOCK)
+                cpu->merge(j->sum + (size_t)r * part, j->part + (size_t)r * part, j->hd);
+    }
+    for (int r = 0; r < n; r++)
+        finish(j, head_of(j, h, first + r), j->sum + (size_t)r * part);
+}
+
+/* Of one token: where the parts of group h in block b lie. */
+static float *shared_parts(const job *j, int h, int b) {
+    const workspace *ws = j->s->work;
+    size_t row = (size_t)b * (size_t)ws->model->config.n_heads + (size_t)(h * j->group);
+    return ws->parts + row * attend_part(j->hd);
+}
+
+/* One token: the parts of group h in a share of the positions. The last share stores the
+ * token's key and value, as nobody else reads them. */
+static void attend_share(const job *j, int h, int share, int n_shares) {
+    int first = share * (SHARE / KV_BLOCK), last = first + SHARE / KV_BLOCK;
+    int32_t n_kv[ATTEND_ROWS];
+    if (share == n_shares - 1) {
+        store(j, h, 0, 1);
+        last = n_blocks(j);
+    }
+    attend_args a = ready(j, h, 0, j->group, n_kv);
+    for (int b = first; b < last; b++) j->s->work->model->cpu->attend(&a, b, shared_parts(j, h, b));
+}
+
+static void merge_shares(const job *j, int head) {
+    float *sum = shared_parts(j, head / j->group, 0) + (size_t)(head % j->group) * attend_part(j->hd);
+    for (int b = 1; b < n_blocks(j); b++)
+        j->s->work->model->cpu->merge(
+            sum, sum + (size_t)(b * j->s->work->model->config.n_heads) * attend_part(j->hd), j->hd);
+    finish(j, (size_t)head, sum);
 }
 
 void attention(const step *s, const layer *l, int index, int tid) {
-    const workspace *ws = s->work;
+    workspace *ws = s->work;
     const qwen3_config *c = &ws->model->config;
     pool *p = ws->model->pool;
-    int heads = c->n_heads + c->n_kv_heads, i;
-    while ((i = pool_claim(p)) < s->n * heads) position_head(s, l, index, i / heads, i % heads);
+    job j = {.s = s, .l = l, .index = index, .hd = c->head_dim, .group = c->n_heads / c->n_kv_heads};
+    j.q = ws->attention + (size_t)tid * attention_scratch(c);
+    j.sum = j.q + (size_t)j.hd * ATTEND_ROWS;
+    j.part = j.sum + attend_part(j.hd) * ATTEND_ROWS;
+    j.kernel = j.part + attend_part(j.hd) * ATTEND_ROWS;
+    j.row = j.kernel + attend_scratch(j.hd);
+
+    int rows = n_rows(&j), kv_heads = c->n_kv_heads;
+    if (rows <= ATTEND_ROWS && s->n == 1 && pool_size(p) > 1 && s->pos >= SHARED_FROM) {
+        int n_shares = s->pos / SHARE + 1, n_tasks = kv_heads * n_shares;
+        for (int i; (i = pool_claim(p)) < n_tasks;)
+            attend_share(&j, i % kv_heads, i / kv_heads, n_shares);
+        pool_barrier(p, tid);
+        for (int i; (i = pool_claim(p)) < c->n_heads;) merge_shares(&j, i);
+    } else if (rows <= ATTEND_ROWS) {
+        for (int i; (i = pool_claim(p)) < kv_heads;) {
+            store(&j, i, 0, s->n);
+            attend_rows(&j, i, 0, rows);
+        }
+    } else {
+        /* Tasks are whole tiles of the cache: two threads may not write in one. */
+        int tile0 = s->pos / KV_TILE, n_tiles = (s->pos + s->n - 1) / KV_TILE - tile0 + 1;
+        for (int i; (i = pool_claim(p)) < kv_heads * n_tiles;) {
+            int first = (tile0 + i / kv_heads) * KV_TILE - s->pos, last = first + KV_TILE;
+            store(&j, i % kv_heads, first > 0 ? first : 0, last < s->n ? last : s->n);
+        }
+        pool_barrier(p, tid);
+        int per_head = (rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
+        for (int i; (i = pool_claim(p)) < kv_heads * per_head;) {
+            int first = (per_head - 1 - i / kv_heads) * ATTEND_ROWS; /* the longest first */
+            int n = rows - first < ATTEND_ROWS ? rows - first : ATTEND_ROWS;
+            attend_rows(&j, i % kv_heads, first, n);
+        }
+    }
+    if (whole_heads(&j) || !takes_act(&l->o)) return;
     pool_barrier(p, tid);
-    while ((i = pool_claim(p)) < s->n * c->n_kv_heads)
-        attend(s, index, i / c->n_kv_heads, i % c->n_kv_heads, tid);
-    if (!takes_act(&l->o)) return;
-    pool_barrier(p, tid);
-    while ((i = pool_claim(p)) < s->n) {
-        vectors x = vectors_from(ws->attended, i);
+    for (int t; (t = pool_claim(p)) < s->n;) {
+        vectors x = vectors_from(ws->attended, t);
         ws->model->cpu->quantize(x.f, x.q, x.n, 0, x.n);
     }
 }

@@ -1,12 +1,12 @@
-/* attention.h - from the products of q, k and v to the input of o. */
+/* attention.h - grouped-query attention of one layer. */
 #ifndef QWEN3_ATTENTION_H
 #define QWEN3_ATTENTION_H
 
 #include "step.h"
 
-/* Normalizes and rotates the heads of q and k, appends k and v to the cache of layer index,
- * and attends: leaves ws->attended as o takes it. Called by all threads at a barrier, and
- * followed by one. */
-void attention(const step *, const layer *, int index, int tid);
+/* Called by all threads behind the barrier that completes ws->q, k and v: normalizes and
+ * rotates queries and keys, appends keys and values to the cache of layer index, and leaves
+ * ws->attended complete in the form that l->o takes, once the caller's barrier is passed. */
+void attention(const step *, const layer *l, int index, int tid);
 
 #endif

@@ -2,7 +2,7 @@
  *
  * A backend is one file per instruction set, filled into a table that is picked
  * at run time. scalar.c is the oracle: quantize and the products of quantized
- * weights give the same bits in every backend (cpu/unpack.h defines them), the
+ * weights give the same bits in every backend (cpu/product.h defines them), the
  * rest differs in the order of float summation and in the last bits of e^x.
  * Within a backend an output depends on its own inputs alone, not on how the
  * caller splits rows, columns and vectors. Operations work on what the caller
@@ -54,16 +54,41 @@ typedef struct {
     int n_cols;
 } matmul_args;
 
-/* One query group of GQA at one position: n_q heads share one K/V head.
- *   out[h] = sum_t softmax_t(scale * q[h] . K[t]) V[t],  t in [0, n_kv), n_kv >= 1 */
+/* ---- attention ----
+ * The cache of a head holds its keys in tiles of 16 positions, [head_dim][16], and its values
+ * in tiles [16][width], width being head_dim rounded up to 16. A tile of Q8_0 is int8 in this
+ * order, then f16 scales [head_dim / 32][16], one for 32 items of a position. */
+enum {
+    KV_TILE = 16,
+    KV_STEP = 32,     /* positions that are multiplied at a time */
+    KV_BLOCK = 256,   /* positions of a part, see attend */
+    ATTEND_ROWS = 96, /* most queries of a call */
+};
+
+static inline int kv_width(int head_dim) { return (head_dim + KV_TILE - 1) / KV_TILE * KV_TILE; }
+
+/* type: TYPE_F16, TYPE_F32, or TYPE_Q8_0 for a head_dim of whole blocks of 32. */
+static inline size_t kv_tile_bytes(uint32_t type, int head_dim) {
+    size_t width = (size_t)kv_width(head_dim);
+    return type == TYPE_F32 ? 64 * width : type == TYPE_F16 ? 32 * width : 17 * width;
+}
+
+/* Floats of a row's part: out[width] (not divided by sum), then top, the largest score, and
+ * sum, of e^(score - top); the rest is unused. */
+static inline size_t attend_part(int head_dim) { return (size_t)kv_width(head_dim) + KV_TILE; }
+
+static inline size_t attend_scratch(int head_dim) {
+    return (size_t)kv_width(head_dim) * KV_STEP + (size_t)ATTEND_ROWS * KV_BLOCK;
+}
+
+/* Queries that share a K/V head; row r sees the positions [0, n_kv[r]). */
 typedef struct {
-    int n_q, head_dim, n_kv;
-    const float *q;      /* [n_q][head_dim] */
-    const void *k, *v;   /* [n_kv][head_dim], f16 or f32, aligned as these */
-    int kv_is_f32;
-    float scale;
-    float *out;          /* [n_q][head_dim] */
-    float *scores;       /* scratch, [n_q][n_kv] */
+    uint32_t type;        /* of the cache */
+    int head_dim, n_rows; /* 1 to ATTEND_ROWS */
+    const float *q;       /* [head_dim][ATTEND_ROWS], already divided by sqrt(head_dim) */
+    const int32_t *n_kv;  /* [n_rows], each >= 1, ascending */
+    const void *k, *v;    /* tiles, 32-aligned */
+    float *scratch;       /* attend_scratch(head_dim) floats */
 } attend_args;
 
 /* What peak() multiplies: signed or unsigned bytes summed in 32 bits, or floats. */
@@ -86,7 +111,12 @@ typedef struct backend {
     void (*swiglu)(float *gate, const float *up, int n);
     /* y += a * x */
     void (*axpy)(float *y, float a, const float *x, int n);
-    void (*attend)(const attend_args *);
+    /* Softmax attention over the positions [block * KV_BLOCK, + KV_BLOCK) alone. The last
+     * row sees some of them; rows that see none keep their part.
+     * parts: [n_rows][attend_part(head_dim)]. */
+    void (*attend)(const attend_args *, int block, float *parts);
+    /* Adds the part of the next block to the sum of those before it. */
+    void (*merge)(float *sum, const float *part, int head_dim);
     void (*to_f16)(const float *x, f16_t *y, int n);
     /* Multiplies and adds in registers alone, as fast as the matrix products could at best;
      * n rounds. Returns how many products that were. For probe.h. */

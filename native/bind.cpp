@@ -7,8 +7,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -23,6 +25,8 @@ using std::string;
 namespace {
 
 PyObject *native_error;
+
+const char *const kv_names[] = {"f16", "f32", "q8"}; // of qwen3_kv_type
 
 [[noreturn]] void raise(const qwen3_error &err) {
     static const char *names[] = {"ok",          "arg",    "io",      "format",
@@ -193,7 +197,7 @@ struct Model {
         d["rms_eps"] = c->rms_eps;
         d["yarn_factor"] = c->yarn_factor;
         d["tied_embedding"] = c->tied_embedding;
-        d["kv"] = c->default_kv == QWEN3_KV_F32 ? "f32" : "f16";
+        d["kv"] = kv_names[c->default_kv];
         return d;
     }
 };
@@ -216,10 +220,10 @@ struct Session {
     size_t n_vocab;
     mutable std::atomic_flag busy = ATOMIC_FLAG_INIT;
     Session(const Model &m, int32_t n_ctx, const string &kv) {
-        if (kv != "f16" && kv != "f32") throw nb::value_error("kv is \"f16\" or \"f32\"");
+        const char *const *name = std::find(std::begin(kv_names), std::end(kv_names), kv);
+        if (name == std::end(kv_names)) throw nb::value_error("kv is \"f16\", \"f32\" or \"q8\"");
         qwen3_error err;
-        qwen3_kv_type type = kv == "f32" ? QWEN3_KV_F32 : QWEN3_KV_F16;
-        session = qwen3_session_new(m.model, n_ctx, type, &err);
+        session = qwen3_session_new(m.model, n_ctx, (qwen3_kv_type)(name - kv_names), &err);
         if (!session) raise(err);
         n_vocab = (size_t)qwen3_model_config(m.model)->n_vocab;
     }
@@ -379,6 +383,7 @@ NB_MODULE(qwen3_native, m) {
 
     nb::class_<Session>(m, "Session")
         .def_prop_ro("n_ctx", [](const Session &s) { return qwen3_session_n_ctx(s.session); })
+        .def_prop_ro("kv_bytes", [](const Session &x) { return qwen3_session_kv_bytes(x.session); })
         .def("__len__", [](const Session &s) { return qwen3_session_len(s.session); })
         .def("ids", &Session::ids)
         .def("sync", &Session::sync, "ids"_a)

@@ -12,7 +12,7 @@
 
 enum {
     BLOCK = 256,     /* bytes read of a stream before the next one's turn */
-    STREAMS = 4,     /* per thread: one alone leaves a third of the bandwidth unused */
+    STREAMS = 4,     /* per thread: one alone leaves a quarter of the bandwidth unused */
     PREFETCH = 4096, /* bytes ahead: the hardware's stops at the end of a page */
     PASSES = 3,
 };
@@ -159,26 +159,27 @@ void qwen3_probe_free(qwen3_probe *p) {
 
 /* ---- a filled session ------------------------------------------------------------ */
 
-enum { ROWS = 61 }; /* different rows, repeated through the cache */
+enum { ROWS = 61 }; /* different keys and values, repeated through the cache */
 
 typedef struct {
+    const qwen3_model *model;
     kv_cache *kv;
     size_t n;
-    const uint8_t *rows; /* [ROWS] rows of one head at one position, as the cache holds them */
-    size_t row_bytes;
+    const float *rows; /* [ROWS][head_dim] */
+    float *scratch;    /* [n_threads][kv_scratch] */
 } fill_job;
 
 static void fill_share(void *arg, int tid, int n_threads) {
     const fill_job *job = arg;
     kv_cache *kv = job->kv;
+    float *scratch = job->scratch + (size_t)tid * kv_scratch(kv->head_dim);
     for (int i = tid; i < kv->n_layers * kv->n_kv_heads; i += n_threads) {
         int layer = i / kv->n_kv_heads, head = i % kv->n_kv_heads;
-        uint8_t *keys = kv_keys(kv, layer, head), *values = kv_values(kv, layer, head);
         for (size_t t = 0; t < job->n; t++) {
-            memcpy(keys + t * job->row_bytes, job->rows + (t + (size_t)i) % ROWS * job->row_bytes,
-                   job->row_bytes);
-            memcpy(values + t * job->row_bytes,
-                   job->rows + (3 * t + (size_t)i) % ROWS * job->row_bytes, job->row_bytes);
+            size_t key = (t + (size_t)i) % ROWS, value = (3 * t + (size_t)i) % ROWS;
+            kv_store(kv, job->model->cpu, layer, head, (int)t,
+                     job->rows + key * (size_t)kv->head_dim,
+                     job->rows + value * (size_t)kv->head_dim, scratch);
         }
     }
 }
@@ -191,28 +192,20 @@ qwen3_status qwen3_session_fill(qwen3_session *s, size_t n, qwen3_error *err) {
     if (n > s->n_ctx)
         return fail(err, QWEN3_ERR_CONTEXT, "%zu tokens do not fit the context of %zu", n,
                     s->n_ctx);
-    float *values = malloc(count * sizeof *values);
-    uint8_t *rows = malloc(count * s->kv.item);
-    if (!values || !rows) {
-        free(values);
-        free(rows);
+    size_t scratch = (size_t)pool_size(m->pool) * kv_scratch(m->config.head_dim);
+    float *rows;
+    if (posix_memalign((void **)&rows, 64, (scratch + count) * sizeof *rows) != 0)
         return fail(err, QWEN3_ERR_MEMORY, "out of memory");
-    }
     uint32_t state = 1;
     for (size_t i = 0; i < count; i++) { /* evenly in [-1, 1) */
         state = state * 1664525u + 1013904223u;
-        values[i] = (float)(state >> 8) * 0x1p-23f - 1;
+        rows[scratch + i] = (float)(state >> 8) * 0x1p-23f - 1;
     }
-    if (s->kv.item == sizeof(float))
-        memcpy(rows, values, count * sizeof *values);
-    else
-        m->cpu->to_f16(values, (f16_t *)(void *)rows, (int)count);
-    fill_job job = {&s->kv, n, rows, (size_t)m->config.head_dim * s->kv.item};
+    fill_job job = {m, &s->kv, n, rows + scratch, rows};
     pool_run(m->pool, fill_share, &job);
     for (size_t i = 0; i < n; i++) s->ids[i] = (int32_t)(i % (size_t)m->config.n_vocab);
     s->n = n;
     s->has_logits = false;
-    free(values);
     free(rows);
     return QWEN3_OK;
 }

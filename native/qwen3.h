@@ -109,7 +109,7 @@ void qwen3_free(void *);
 
 /* ---- models -------------------------------------------------------------- */
 
-typedef enum { QWEN3_KV_F16, QWEN3_KV_F32 } qwen3_kv_type;
+typedef enum { QWEN3_KV_F16, QWEN3_KV_F32, QWEN3_KV_Q8 } qwen3_kv_type;
 
 typedef struct {
     char arch[16]; /* "qwen3" or "qwen3moe" */
@@ -150,7 +150,8 @@ typedef struct {
     uint64_t seed;
 } qwen3_sampling;
 
-/* n_ctx: 1 to 2^24. A session is freed before its model is closed. */
+/* n_ctx: 1 to 2^24. QWEN3_KV_Q8 (8 bits and an f16 scale per 32) is refused for heads that
+ * are not whole blocks of 32. A session is freed before its model is closed. */
 qwen3_session *qwen3_session_new(qwen3_model *, int32_t n_ctx, qwen3_kv_type, qwen3_error *err);
 void qwen3_session_free(qwen3_session *);
 /* Makes ids[0..n) the session's tokens, computing only what its kv cache does
@@ -163,6 +164,7 @@ int64_t qwen3_sync(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *e
 qwen3_status qwen3_extend(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
 size_t qwen3_session_len(const qwen3_session *);
 size_t qwen3_session_n_ctx(const qwen3_session *);
+size_t qwen3_session_kv_bytes(const qwen3_session *); /* of a cache that is full */
 const int32_t *qwen3_session_ids(const qwen3_session *);
 /* float[n_vocab] of the last position; NULL for an empty session and after a
  * computation that did not finish. */

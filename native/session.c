@@ -113,6 +113,7 @@ qwen3_status qwen3_extend(qwen3_session *s, const int32_t *ids, size_t n, qwen3_
 
 size_t qwen3_session_len(const qwen3_session *s) { return s->n; }
 size_t qwen3_session_n_ctx(const qwen3_session *s) { return s->n_ctx; }
+size_t qwen3_session_kv_bytes(const qwen3_session *s) { return s->kv.bytes; }
 const int32_t *qwen3_session_ids(const qwen3_session *s) { return s->ids; }
 const float *qwen3_session_logits(const qwen3_session *s) {
     return s->has_logits ? s->logits : NULL;

@@ -188,11 +188,13 @@ static void carve_attention(carver *c, workspace *ws, int n_ctx) {
     const qwen3_config *m = &ws->model->config;
     size_t batch = (size_t)ws->batch, head = (size_t)m->head_dim * sizeof(float);
     size_t heads = (size_t)m->n_heads, kv_heads = (size_t)m->n_kv_heads;
-    ws->scores_stride = heads / kv_heads * (size_t)n_ctx;
+    size_t blocks = ((size_t)n_ctx + KV_BLOCK - 1) / KV_BLOCK;
     ws->q = carve(c, batch, heads * head);
     ws->k = carve(c, batch, kv_heads * head);
     ws->v = carve(c, batch, kv_heads * head);
-    ws->scores = carve(c, (size_t)pool_size(ws->model->pool), ws->scores_stride * sizeof(float));
+    ws->attention = carve(c, (size_t)pool_size(ws->model->pool),
+                          attention_scratch(m) * sizeof(float));
+    ws->parts = carve(c, blocks * heads, attend_part(m->head_dim) * sizeof(float));
     carve_vectors(c, &ws->attended, batch, m->n_heads * m->head_dim);
 }
 

@@ -41,8 +41,8 @@ typedef struct {
     /* attention; the feed-forward uses the same memory after it */
     float *q, *k, *v;            /* [batch][heads * head_dim] */
     vectors attended;            /* [batch]: input of o */
-    float *scores;               /* [n_threads][group][n_ctx] */
-    size_t scores_stride;        /* of a thread */
+    float *attention;            /* [n_threads][attention_scratch] */
+    float *parts;                /* [n_ctx / KV_BLOCK][n_heads][attend_part] */
     /* the feed-forward, slots = experts used per token */
     vectors hidden;              /* [batch * slots]: input of down */
     float *router;               /* [batch][n_experts] */
@@ -58,6 +58,14 @@ enum {
     SCRATCH = 16384,    /* floats a thread has for itself: they stay in the second-level cache */
     TILE_COLUMNS = 128, /* of a product that goes through scratch */
 };
+
+/* Floats that a thread needs for attention: queries, parts of two blocks, the kernel's own,
+ * and a vector. */
+static inline size_t attention_scratch(const qwen3_config *c) {
+    size_t hd = (size_t)c->head_dim, part = attend_part(c->head_dim);
+    return (hd + 2 * part) * ATTEND_ROWS + attend_scratch(c->head_dim) +
+           kv_scratch(c->head_dim);
+}
 
 qwen3_status workspace_init(workspace *, qwen3_model *, int n_ctx, int batch, qwen3_error *err);
 void workspace_free(workspace *);

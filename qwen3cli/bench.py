@@ -40,14 +40,14 @@ from qwen3cli.interrupt import interruptible
 from qwen3cli.peer import Peer, PeerFailed
 from qwen3cli.terminal import Terminal
 
-PROBE_BYTES = 1 << 30
+PROBE_BYTES = 1 << 30  # to read: many times the largest cache
 _PEERS = {  # --against: which layouts of llama.cpp
     "llama.cpp": ("plain", "repacked"),
     "llama.cpp:plain": ("plain",),
     "llama.cpp:repacked": ("repacked",),
 }
 _FLOAT = ("F32", "F16", "BF16")
-_KV_BYTES = {"f16": 2, "f32": 4}
+_KV_BYTES = {"f16": 2, "f32": 4, "q8": 34 / 32}
 
 
 # ---- what to measure -----------------------------------------------------------------
@@ -340,7 +340,7 @@ def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> Non
     free = _free_memory()
     if free is None:
         return
-    needed = plan.n_ctx * cost.kv_bytes + PROBE_BYTES
+    needed = plan.n_ctx * cost.kv_bytes + _probe_bytes(free)
     if needed > free:
         raise DoesNotFit(
             f"a context of {plan.n_ctx} tokens and the probe of the memory take "
@@ -352,6 +352,10 @@ def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> Non
             f"qwen3: {path.name} does not fit into the {(free - needed) / 1e9:.1f} GB of memory "
             "that are left: part of it comes from disk, which the limits do not know"
         )
+
+
+def _probe_bytes(free: int | None) -> int:
+    return PROBE_BYTES if free is None else min(PROBE_BYTES, max(free // 4, 1 << 22))
 
 
 def _free_memory() -> int | None:
@@ -380,7 +384,7 @@ def _measured(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The report; what has to be closed is left to stack."""
-    probe = Probe(model, PROBE_BYTES)
+    probe = Probe(model, _probe_bytes(_free_memory()))
     measurement = Measurement(cost, lambda: Rates(probe.read(), probe.int8(), probe.f32()))
     runners: dict[str, Runner] = {"qwen3": Ours(model, plan.n_ctx)}
     version = None

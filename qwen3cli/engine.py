@@ -167,7 +167,7 @@ class Model:
 
     def session(self, *, n_ctx: int | None = None, kv: str | None = None) -> Session:
         """A new, empty session of n_ctx tokens (default: the model's context, at
-        most 40,960). kv: "f16" or "f32" (default: f16, f32 for F32 weights)."""
+        most 40,960). kv: "f16", "f32" or "q8" (default: f16, f32 for F32 weights)."""
         size = n_ctx if n_ctx is not None else min(self.config["n_ctx_train"], DEFAULT_CONTEXT)
         try:
             return Session(self, self._native.session(size, kv or self.config["kv"]))
@@ -188,6 +188,11 @@ class Session:
     @property
     def n_ctx(self) -> int:
         return self._native.n_ctx
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the kv cache takes when the context is full; memory is taken as it fills."""
+        return self._native.kv_bytes
 
     @property
     def ids(self) -> list[int]:

@@ -34,6 +34,15 @@ def _count(name: str, help: str, low: int, high: int) -> Any:
     return _flag(name, help, callback=_within(low, high))
 
 
+def _choice(name: str, help: str, *values: str) -> Any:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in values:
+            raise typer.BadParameter(f"{value!r} is not {' or '.join(values)}.")
+        return value
+
+    return _flag(name, help, "|".join(values), callback=check)
+
+
 def _threads(default: str) -> Any:
     return _count("--threads", f"Threads (default: one per {default}).", 0, 1024)
 
@@ -87,6 +96,9 @@ class Options:
         list[str] | None, _flag("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
     ctx: Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)] = None
+    kv: Annotated[
+        str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
+    ] = None
     threads: Threads = 0
     thoughts: Annotated[
         str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")

@@ -35,7 +35,8 @@ def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
     path = registry.choose(options.model, terminal.note)
-    session = Model(path, threads=options.threads).session(n_ctx=options.ctx)
+    model = Model(path, threads=options.threads)
+    session = model.session(n_ctx=options.ctx, kv=options.kv)
     conversation = Conversation(session, system=options.system)
     if why := objection(conversation, settings_of(options)):
         terminal.note(f"qwen3: {why}")

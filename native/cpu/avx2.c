@@ -144,6 +144,7 @@ const backend backend_avx2 = {
     .swiglu = swiglu,
     .axpy = axpy,
     .attend = attend,
+    .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
 };

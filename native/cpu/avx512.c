@@ -39,6 +39,9 @@ static inline vf vf_load_bf16(const void *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+static inline vf vf_load_i8(const void *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+}
 static inline void vf_store_f16(void *p, vf a) {
     _mm256_storeu_si256(p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
@@ -46,6 +49,7 @@ static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float vf_top(vf a) { return _mm512_reduce_max_ps(a); }
 
 #include "vector.h"
+#include "attend.h"
 
 static int available(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -214,6 +218,7 @@ const backend backend_avx512 = {
     .swiglu = swiglu,
     .axpy = axpy,
     .attend = attend,
+    .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
 };

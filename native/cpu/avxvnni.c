@@ -108,6 +108,7 @@ const backend backend_avxvnni = {
     .swiglu = swiglu,
     .axpy = axpy,
     .attend = attend,
+    .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
 };

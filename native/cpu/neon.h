@@ -12,6 +12,7 @@
 #define QWEN3_NEON_H
 
 #include <arm_neon.h>
+#include <string.h>
 #if defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -46,6 +47,12 @@ static inline vf vf_load_f16(const void *p) {
 static inline vf vf_load_bf16(const void *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
+static inline vf vf_load_i8(const void *p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
 static inline void vf_store_f16(uint16_t *p, vf a) {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a)));
 }
@@ -53,6 +60,7 @@ static inline float vf_sum(vf a) { return vaddvq_f32(a); }
 static inline float vf_top(vf a) { return vmaxvq_f32(a); }
 
 #include "vector.h"
+#include "attend.h"
 
 /* ---- what the processor has -------------------------------------------------------------- */
 
@@ -217,6 +225,7 @@ static void quantize(const float *x, act_unit *act, int n, int first, int last) 
 #define NEON_BACKEND(its_name)                                                              \
     {.name = its_name, .available = available, .matmul = matmul, .quantize = quantize,      \
      .rmsnorm = rmsnorm, .rope = rope, .swiglu = swiglu, .axpy = axpy, .attend = attend,    \
+     .merge = merge,                                                                        \
      .to_f16 = to_f16, .peak = peak}
 
 #endif

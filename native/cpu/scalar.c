@@ -132,28 +132,49 @@ static void to_f16(const float *x, f16_t *y, int n) {
 
 /* ---- attention ------------------------------------------------------------------ */
 
-static float kv_at(const attend_args *a, const void *kv, int t, int i) {
-    size_t at = (size_t)t * (size_t)a->head_dim + (size_t)i;
-    return a->kv_is_f32 ? ((const float *)kv)[at] : half(((const f16_t *)kv)[at]);
+/* Item i of the key (value) of position t. */
+static float kv_item(const attend_args *a, const void *kv, bool key, int t, int i) {
+    int width = kv_width(a->head_dim), in_tile = t % KV_TILE;
+    const uint8_t *tile = (const uint8_t *)kv +
+                          (size_t)(t / KV_TILE) * kv_tile_bytes(a->type, a->head_dim);
+    int at = key ? i * KV_TILE + in_tile : in_tile * width + i;
+    if (a->type == TYPE_F32) return ((const float *)(const void *)tile)[at];
+    if (a->type == TYPE_F16) return half(((const f16_t *)(const void *)tile)[at]);
+    const f16_t *scales = (const f16_t *)(const void *)(tile + KV_TILE * width);
+    return (float)((const int8_t *)tile)[at] * half(scales[i / 32 * KV_TILE + in_tile]);
 }
 
-static void attend(const attend_args *a) {
-    for (int h = 0; h < a->n_q; h++) {
-        const float *q = a->q + h * a->head_dim;
-        float *out = a->out + h * a->head_dim, *p = a->scores + (size_t)h * (size_t)a->n_kv;
+static void attend(const attend_args *a, int block, float *parts) {
+    int start = block * KV_BLOCK, width = kv_width(a->head_dim);
+    for (int r = 0; r < a->n_rows; r++) {
+        int end = a->n_kv[r] < start + KV_BLOCK ? a->n_kv[r] : start + KV_BLOCK;
+        float *out = parts + (size_t)r * attend_part(a->head_dim), *p = a->scratch;
+        if (end <= start) continue;
         float top = -INFINITY, sum = 0;
-        for (int t = 0; t < a->n_kv; t++) {
+        for (int t = start; t < end; t++) {
             float dot = 0;
-            for (int i = 0; i < a->head_dim; i++) dot += q[i] * kv_at(a, a->k, t, i);
-            p[t] = dot * a->scale;
-            top = fmaxf(top, p[t]);
+            for (int i = 0; i < a->head_dim; i++)
+                dot += a->q[i * ATTEND_ROWS + r] * kv_item(a, a->k, true, t, i);
+            p[t - start] = dot;
+            top = fmaxf(top, dot);
         }
-        for (int t = 0; t < a->n_kv; t++) sum += p[t] = expf(p[t] - top);
-        for (int i = 0; i < a->head_dim; i++) out[i] = 0;
-        for (int t = 0; t < a->n_kv; t++)
-            for (int i = 0; i < a->head_dim; i++) out[i] += p[t] * kv_at(a, a->v, t, i);
-        for (int i = 0; i < a->head_dim; i++) out[i] /= sum;
+        for (int t = start; t < end; t++) sum += p[t - start] = expf(p[t - start] - top);
+        for (int i = 0; i < width; i++) out[i] = 0;
+        for (int t = start; t < end; t++)
+            for (int i = 0; i < a->head_dim; i++)
+                out[i] += p[t - start] * kv_item(a, a->v, false, t, i);
+        out[width] = top;
+        out[width + 1] = sum;
     }
+}
+
+static void merge(float *sum, const float *part, int head_dim) {
+    int width = kv_width(head_dim);
+    float top = fmaxf(sum[width], part[width]);
+    float old = expf(sum[width] - top), new = expf(part[width] - top);
+    for (int i = 0; i < head_dim; i++) sum[i] = sum[i] * old + part[i] * new;
+    sum[width] = top;
+    sum[width + 1] = sum[width + 1] * old + part[width + 1] * new;
 }
 
 /* ---- the peak ---------------------------------------------------------------------- */
@@ -191,6 +212,7 @@ const backend backend_scalar = {
     .swiglu = swiglu,
     .axpy = axpy,
     .attend = attend,
+    .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
 };

@@ -1,8 +1,8 @@
 /* vector.h - the float operations of a backend, written once over its float vector.
  *
  * The file that includes this defines vf, LANES and, as inline functions: vf_zero,
- * vf_set1, vf_load, vf_store, vf_load_f16, vf_load_bf16, vf_store_f16 (unaligned
- * addresses), vf_add, vf_sub, vf_mul, vf_div, vf_max, vf_min (a NaN in the second
+ * vf_set1, vf_load, vf_store, vf_load_f16, vf_load_bf16, vf_load_i8, vf_store_f16
+ * (unaligned addresses), vf_add, vf_sub, vf_mul, vf_div, vf_max, vf_min (a NaN in the second
  * operand wins), vf_fma(a, b, c) = a * b + c, vf_round (to nearest even), vf_pow2 (of
  * a whole number in [-126, 127]), vf_sum and vf_top (of all lanes).
  *
@@ -261,130 +261,6 @@ static void to_f16(const float *x, f16_t *y, int n) {
     int i, whole = n - n % LANES;
     for (i = 0; i < whole; i += LANES) vf_store_f16(y + i, vf_load(x + i));
     for (; i < n; i++) y[i] = f32_to_f16(x[i]);
-}
-
-/* ---- attention --------------------------------------------------------------------------
- * Positions go by in chunks whose keys, then values, stay in the first-level cache while all
- * heads of the group read them; a tile of H heads shares each load. */
-
-enum { CHUNK = 64 };
-
-ALWAYS_INLINE size_t kv_row(const attend_args *a, int t) {
-    return (size_t)t * (size_t)a->head_dim * (a->kv_is_f32 ? sizeof(float) : sizeof(f16_t));
-}
-
-/* H heads x T positions. */
-ALWAYS_INLINE void score_tile(const attend_args *a, loader kv, int h, const int H, int t,
-                              const int T) {
-    int n = a->head_dim, whole = n - n % LANES;
-    const float *q = a->q + h * n;
-    const char *k = (const char *)a->k + kv_row(a, t);
-    size_t row = kv_row(a, 1);
-    vf sum[4][8], kv_t[8];
-    for (int i = 0; i < H; i++)
-        for (int j = 0; j < T; j++) sum[i][j] = vf_zero();
-    for (int d = 0; d < whole; d += LANES) {
-        for (int j = 0; j < T; j++) kv_t[j] = kv.vector(k + (size_t)j * row, d);
-        for (int i = 0; i < H; i++) {
-            vf qv = vf_load(q + i * n + d);
-            for (int j = 0; j < T; j++) sum[i][j] = vf_fma(qv, kv_t[j], sum[i][j]);
-        }
-    }
-    for (int i = 0; i < H; i++)
-        for (int j = 0; j < T; j++) {
-            float dot = vf_sum(sum[i][j]);
-            for (int d = whole; d < n; d++)
-                dot = fmaf(q[i * n + d], kv.item(k + (size_t)j * row, d), dot);
-            a->scores[(size_t)(h + i) * (size_t)a->n_kv + (size_t)(t + j)] = dot * a->scale;
-        }
-}
-
-ALWAYS_INLINE void score_heads(const attend_args *a, loader kv, int h, const int H, int first,
-                               int last) {
-    const int T = 8 / H;
-    int t = first;
-    for (; t + T <= last; t += T) score_tile(a, kv, h, H, t, T);
-    for (; t < last; t++) score_tile(a, kv, h, H, t, 1);
-}
-
-/* out += p V for H heads, D vectors from item d on, positions [first, last). */
-ALWAYS_INLINE void value_tile(const attend_args *a, loader kv, int h, const int H, int d,
-                              const int D, int first, int last) {
-    const char *v = (const char *)a->v + kv_row(a, first);
-    size_t row = kv_row(a, 1), n_kv = (size_t)a->n_kv;
-    const float *p = a->scores + (size_t)h * n_kv;
-    float *out = a->out + h * a->head_dim + d;
-    vf sum[4][8], v_t[8];
-    for (int i = 0; i < H; i++)
-        for (int j = 0; j < D; j++) sum[i][j] = vf_load(out + i * a->head_dim + j * LANES);
-    for (int t = first; t < last; t++, v += row) {
-        for (int j = 0; j < D; j++) v_t[j] = kv.vector(v, d + j * LANES);
-        for (int i = 0; i < H; i++) {
-            vf weight = vf_set1(p[(size_t)i * n_kv + (size_t)t]);
-            for (int j = 0; j < D; j++) sum[i][j] = vf_fma(weight, v_t[j], sum[i][j]);
-        }
-    }
-    for (int i = 0; i < H; i++)
-        for (int j = 0; j < D; j++) vf_store(out + i * a->head_dim + j * LANES, sum[i][j]);
-}
-
-ALWAYS_INLINE void value_heads(const attend_args *a, loader kv, int h, const int H, int first,
-                               int last) {
-    const int D = 8 / H;
-    int d = 0, n = a->head_dim;
-    for (; d + D * LANES <= n; d += D * LANES) value_tile(a, kv, h, H, d, D, first, last);
-    for (; d + LANES <= n; d += LANES) value_tile(a, kv, h, H, d, 1, first, last);
-    for (; d < n; d++)
-        for (int i = h; i < h + H; i++)
-            for (int t = first; t < last; t++)
-                a->out[i * n + d] = fmaf(a->scores[(size_t)i * (size_t)a->n_kv + (size_t)t],
-                                         kv.item((const char *)a->v + kv_row(a, t), d),
-                                         a->out[i * n + d]);
-}
-
-/* p = e^(p - max p); returns the sum. */
-static float exp_scores(float *p, int n) {
-    int i, whole = n - n % LANES;
-    vf tops = vf_set1(p[0]), sums = vf_zero();
-    for (i = 0; i < whole; i += LANES) tops = vf_max(tops, vf_load(p + i));
-    float top = vf_top(tops), sum;
-    for (; i < n; i++) top = p[i] > top ? p[i] : top;
-    for (i = 0; i < whole; i += LANES) {
-        vf e = vf_exp(vf_sub(vf_load(p + i), vf_set1(top)));
-        vf_store(p + i, e);
-        sums = vf_add(sums, e);
-    }
-    for (sum = vf_sum(sums); i < n; i++) sum += p[i] = expf(p[i] - top);
-    return sum;
-}
-
-ALWAYS_INLINE void attend_typed(const attend_args *a, loader kv) {
-    int n_out = a->n_q * a->head_dim;
-    for (int t = 0; t < a->n_kv; t += CHUNK) {
-        int last = t + CHUNK < a->n_kv ? t + CHUNK : a->n_kv, h = 0;
-        for (; h + 4 <= a->n_q; h += 4) score_heads(a, kv, h, 4, t, last);
-        for (; h + 2 <= a->n_q; h += 2) score_heads(a, kv, h, 2, t, last);
-        for (; h < a->n_q; h++) score_heads(a, kv, h, 1, t, last);
-    }
-    memset(a->out, 0, (size_t)n_out * sizeof(float));
-    for (int h = 0; h < a->n_q; h++) {
-        float *p = a->scores + (size_t)h * (size_t)a->n_kv;
-        float scale = 1 / exp_scores(p, a->n_kv);
-        for (int t = 0; t < a->n_kv; t++) p[t] *= scale;
-    }
-    for (int t = 0; t < a->n_kv; t += CHUNK) {
-        int last = t + CHUNK < a->n_kv ? t + CHUNK : a->n_kv, h = 0;
-        for (; h + 4 <= a->n_q; h += 4) value_heads(a, kv, h, 4, t, last);
-        for (; h + 2 <= a->n_q; h += 2) value_heads(a, kv, h, 2, t, last);
-        for (; h < a->n_q; h++) value_heads(a, kv, h, 1, t, last);
-    }
-}
-
-static void attend(const attend_args *a) {
-    if (a->kv_is_f32)
-        attend_typed(a, read_f32);
-    else
-        attend_typed(a, read_f16);
 }
 
 #endif

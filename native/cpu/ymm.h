@@ -36,10 +36,12 @@ static inline vf vf_load_bf16(const void *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+static inline vf vf_load_i8(const void *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+}
 static inline void vf_store_f16(void *p, vf a) {
     _mm_storeu_si128(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
-/* By halves: the order that unpack.h prescribes. */
 static inline float vf_sum(vf a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -52,6 +54,7 @@ static inline float vf_top(vf a) {
 }
 
 #include "vector.h"
+#include "attend.h"
 
 static inline bool has_avx2(void) {
     unsigned a, b, c, d; /* not every compiler's __builtin_cpu_supports knows f16c */

@@ -418,58 +418,192 @@ static void test_to_f16(const backend *b) {
 
 /* ---- attention ---------------------------------------------------------------------------- */
 
-static float kv_item(const attend_args *a, const void *kv, int t, int i) {
-    int at = t * a->head_dim + i;
-    return a->kv_is_f32 ? ((const float *)kv)[at] : f16_to_f32(((const f16_t *)kv)[at]);
+/* A cache of n positions, and what it stands for. */
+typedef struct {
+    uint32_t type;
+    int dim, n;
+    double *key, *value; /* [n][dim] */
+    uint8_t *k, *v;      /* whole tiles; all ones, which are NaN, where nothing was stored */
+} cache;
+
+static uint8_t *new_tiles(uint32_t type, int dim, int n) {
+    size_t bytes = (size_t)((n + KV_TILE - 1) / KV_TILE) * kv_tile_bytes(type, dim);
+    return memset(allocate(32, bytes), 0xff, bytes);
+}
+
+/* Stores x as item i of a position, at its place in the layout; returns what is read back. */
+static double store_item(const cache *c, bool key, int t, int i, float x, f16_t scale) {
+    int in_tile = t % KV_TILE, width = kv_width(c->dim);
+    uint8_t *tile = (key ? c->k : c->v) + (size_t)(t / KV_TILE) * kv_tile_bytes(c->type, c->dim);
+    int at = key ? i * KV_TILE + in_tile : in_tile * width + i;
+    if (c->type == TYPE_F32) {
+        memcpy(tile + (size_t)at * sizeof x, &x, sizeof x);
+        return x;
+    }
+    if (c->type == TYPE_F16) {
+        f16_t h = f32_to_f16(x);
+        memcpy(tile + (size_t)at * sizeof h, &h, sizeof h);
+        return f16_to_f32(h);
+    }
+    int8_t q = (int8_t)(below(255) - 127);
+    tile[at] = (uint8_t)q;
+    memcpy(tile + width * KV_TILE + (i / 32 * KV_TILE + in_tile) * 2, &scale, sizeof scale);
+    return (double)q * f16_to_f32(scale);
+}
+
+static cache new_cache(int n, float size) {
+    static const uint32_t cache_types[] = {TYPE_F32, TYPE_F16, TYPE_Q8_0};
+    static const int dims[] = {2, 16, 24, 30, 80, 32, 64, 96, 128}, n_dims = 9, n_odd = 5;
+    cache c = {.type = cache_types[below(3)], .n = n};
+    c.dim = dims[c.type == TYPE_Q8_0 ? n_odd + below(n_dims - n_odd) : below(n_dims)];
+    c.key = malloc((size_t)(n * c.dim) * sizeof *c.key);
+    c.value = malloc((size_t)(n * c.dim) * sizeof *c.value);
+    if (!c.key || !c.value) abort();
+    c.k = new_tiles(c.type, c.dim, n);
+    c.v = new_tiles(c.type, c.dim, n);
+    bool equal = below(8) == 0; /* all keys alike, so all scores */
+    for (int t = 0; t < n; t++) {
+        uint64_t before = state;
+        if (equal) state = 7;
+        f16_t scale = 0;
+        for (int i = 0; i < c.dim; i++) {
+            if (i % 32 == 0) scale = below(9) ? f32_to_f16(fabsf(uniform()) * size / 64) : 0;
+            c.key[t * c.dim + i] = store_item(&c, true, t, i, uniform() * size, scale);
+        }
+        if (equal) state = before;
+        for (int i = 0; i < c.dim; i++) {
+            if (i % 32 == 0) scale = f32_to_f16(uniform() * 0.05f);
+            c.value[t * c.dim + i] = store_item(&c, false, t, i, uniform() * 3, scale);
+        }
+    }
+    return c;
+}
+
+static void free_cache(cache *c) {
+    free(c->key);
+    free(c->value);
+    free(c->k);
+    free(c->v);
+}
+
+/* The sums of all parts of the rows; the blocks are computed from the last to the first. */
+static void attend_all(const backend *b, const attend_args *a, float *sums) {
+    int n_blocks = (a->n_kv[a->n_rows - 1] + KV_BLOCK - 1) / KV_BLOCK;
+    size_t part = attend_part(a->head_dim), size = (size_t)a->n_rows * part;
+    float *parts = random_floats(n_blocks * (int)size, 1);
+    for (int k = n_blocks - 1; k >= 0; k--) b->attend(a, k, parts + (size_t)k * size);
+    memcpy(sums, parts, size * sizeof *sums);
+    for (int k = 1; k < n_blocks; k++)
+        for (int r = 0; r < a->n_rows; r++)
+            if (a->n_kv[r] > k * KV_BLOCK)
+                b->merge(sums + (size_t)r * part, parts + (size_t)k * size + (size_t)r * part,
+                         a->head_dim);
+    free(parts);
+}
+
+static void check_row(const backend *b, const attend_args *a, const cache *c, int r,
+                      const float *sums) {
+    int n = a->n_kv[r], dim = c->dim;
+    const float *sum = sums + (size_t)r * attend_part(dim);
+    double *p = malloc((size_t)n * sizeof *p), top = -INFINITY, total = 0, size = 0;
+    if (!p) abort();
+    for (int t = 0; t < n; t++) {
+        double parts = 0;
+        p[t] = 0;
+        for (int i = 0; i < dim; i++) {
+            double product = a->q[i * ATTEND_ROWS + r] * c->key[t * dim + i];
+            p[t] += product;
+            parts += fabs(product);
+        }
+        top = fmax(top, p[t]);
+        size = fmax(size, parts);
+    }
+    for (int t = 0; t < n; t++) total += p[t] = exp(p[t] - top);
+    for (int i = 0; i < dim; i++) {
+        double want = 0, got = sum[i] / sum[kv_width(dim) + 1];
+        for (int t = 0; t < n; t++) want += p[t] / total * c->value[t * dim + i];
+        /* a score that is off by e changes its weight by a factor 1 + e */
+        CHECK(fabs(got - want) <= 7 * (1e-6 + 4e-6 * size),
+              "%s: type %d, row %d of %d of %d, %d positions: %g, exactly %g", b->name,
+              (int)c->type, r, a->n_rows, dim, n, got, want);
+    }
+    free(p);
+}
+
+/* Rows [first, last) alone: the same bits as among the others. */
+static void check_alone(const backend *b, const attend_args *a, int first, int last,
+                        const float *sums) {
+    size_t part = attend_part(a->head_dim);
+    attend_args some = *a;
+    some.n_rows = last - first;
+    some.n_kv += first;
+    some.q += first;
+    float *alone = random_floats(some.n_rows * (int)part, 1);
+    attend_all(b, &some, alone);
+    for (int r = first; r < last; r++) {
+        const float *x = alone + (size_t)(r - first) * part, *y = sums + (size_t)r * part;
+        int width = kv_width(a->head_dim);
+        CHECK(memcmp(x, y, (size_t)a->head_dim * sizeof *x) == 0 &&
+                  memcmp(x + width, y + width, 2 * sizeof *x) == 0,
+              "%s: row %d of %d, among rows %d to %d", b->name, r, a->n_rows, first, last);
+    }
+    free(alone);
 }
 
 static void test_attend(const backend *b) {
-    static const int dims[] = {2, 16, 24, 30, 64, 80, 128};
-    int n_q = 1 + below(9), dim = dims[below(7)];
-    int n_kv = below(10) ? 1 + below(80) : 100 + below(200);
-    int n = n_kv * dim;
-    float *q = random_floats(n_q * dim, below(4) ? 3.0f : 100.0f);
-    float *k = random_floats(n, 3), *v = random_floats(n, 3);
-    f16_t *half_k = malloc((size_t)n * sizeof(f16_t)), *half_v = malloc((size_t)n * sizeof(f16_t));
-    float *out = random_floats(n_q * dim, 1), *scores = random_floats(n_q * n_kv, 1);
-    double *p = malloc((size_t)n_kv * sizeof *p);
-    if (!half_k || !half_v || !p) abort();
-    backend_scalar.to_f16(k, half_k, n);
-    backend_scalar.to_f16(v, half_v, n);
-    attend_args a = {.n_q = n_q, .head_dim = dim, .n_kv = n_kv, .q = q, .k = k, .v = v,
-                     .kv_is_f32 = 1, .scale = 1 / sqrtf((float)dim), .out = out, .scores = scores};
-    if (below(2)) a.kv_is_f32 = 0, a.k = half_k, a.v = half_v;
-    b->attend(&a);
-    for (int h = 0; h < n_q; h++) {
-        double top = -INFINITY, sum = 0, size = 0;
-        for (int t = 0; t < n_kv; t++) {
-            double dot = 0, parts = 0;
-            for (int i = 0; i < dim; i++) {
-                dot += (double)q[h * dim + i] * kv_item(&a, a.k, t, i);
-                parts += fabs((double)q[h * dim + i] * kv_item(&a, a.k, t, i));
-            }
-            p[t] = dot * a.scale;
-            top = fmax(top, p[t]);
-            size = fmax(size, parts * a.scale);
+    bool large = below(20) == 0;
+    int group = 1 + below(16), n_rows = 1 + below(large ? ATTEND_ROWS : 20);
+    int n_queries = (n_rows + group - 1) / group, n = n_queries + below(large ? 700 : 50);
+    cache c = new_cache(n, below(4) ? 3.0f : 60.0f);
+    float *q = random_floats(c.dim * ATTEND_ROWS, 1), *sums, *scratch;
+    int32_t n_kv[ATTEND_ROWS];
+    for (int r = 0; r < n_rows; r++) n_kv[r] = n - n_queries + 1 + r / group;
+    sums = random_floats(n_rows * (int)attend_part(c.dim), 1);
+    scratch = allocate(64, attend_scratch(c.dim) * sizeof *scratch);
+    attend_args a = {.type = c.type, .head_dim = c.dim, .n_rows = n_rows, .q = q, .n_kv = n_kv,
+                     .k = c.k, .v = c.v, .scratch = scratch};
+    attend_all(b, &a, sums);
+    check_row(b, &a, &c, 0, sums);
+    check_row(b, &a, &c, n_rows - 1, sums);
+    int first = below(n_rows), last = first + 1 + below(n_rows - first);
+    check_alone(b, &a, first, last, sums);
+    check_alone(b, &a, first, first + 1, sums);
+    if (c.type == TYPE_F32 && n_kv[0] < n) { /* what a row does not see does not touch it */
+        for (int i = 0; i < c.dim; i++) {
+            store_item(&c, true, n - 1, i, NAN, 0);
+            store_item(&c, false, n - 1, i, INFINITY, 0);
         }
-        for (int t = 0; t < n_kv; t++) sum += p[t] = exp(p[t] - top);
-        for (int i = 0; i < dim; i++) {
-            double want = 0;
-            for (int t = 0; t < n_kv; t++) want += p[t] / sum * kv_item(&a, a.v, t, i);
-            /* a score that is off by e changes its weight by a factor 1 + e */
-            CHECK(fabs(out[h * dim + i] - want) <= 3 * (1e-6 + 2e-6 * size),
-                  "%s: %d heads of %d, %d positions: %g, exactly %g", b->name, n_q, dim, n_kv,
-                  (double)out[h * dim + i], want);
-        }
+        attend_all(b, &a, sums);
+        check_row(b, &a, &c, 0, sums);
+        CHECK(isnan(sums[(size_t)(n_rows - 1) * attend_part(c.dim)]), "%s: a NaN is lost", b->name);
     }
+    free_cache(&c);
     free(q);
-    free(k);
-    free(v);
-    free(half_k);
-    free(half_v);
-    free(out);
-    free(scores);
-    free(p);
+    free(sums);
+    free(scratch);
+}
+
+/* A part counts by its largest score: parts far apart, parts alike. */
+static void test_merge(const backend *b) {
+    int dim = 1 + below(130), width = kv_width(dim);
+    size_t size = attend_part(dim);
+    float *sum = random_floats((int)size, 5), *part = random_floats((int)size, 5);
+    float *got = malloc(size * sizeof *got);
+    if (!got) abort();
+    sum[width] = uniform() * 100, sum[width + 1] = 1 + below(100);
+    part[width] = below(3) ? uniform() * 100 : sum[width], part[width + 1] = 1 + below(100);
+    memcpy(got, sum, size * sizeof *got);
+    b->merge(got, part, dim);
+    double top = fmax(sum[width], part[width]);
+    double old = exp(sum[width] - top), new = exp(part[width] - top);
+    double total = old * sum[width + 1] + new * part[width + 1];
+    CHECK((double)got[width] == top && fabs(got[width + 1] - total) <= 1e-6 * total, "%s: sum %g, exactly %g",
+          b->name, (double)got[width + 1], total);
+    for (int i = 0; i < dim; i++)
+        CHECK(fabs(got[i] - (old * sum[i] + new * part[i])) <= 5e-6, "%s at %d", b->name, i);
+    free(sum);
+    free(part);
+    free(got);
 }
 
 /* ---- the choice of a backend ------------------------------------------------------------------ */
@@ -501,7 +635,8 @@ int main(int argc, char **argv) {
             test_swiglu(*b);
             test_axpy(*b);
             test_to_f16(*b);
-            if (i % 2 == 0) test_attend(*b);
+            test_merge(*b);
+            for (int k = 0; k < 5; k++) test_attend(*b);
         }
         printf("kernels: %s, %d cases of each operation\n", (*b)->name, cases);
     }
