@@ -158,7 +158,7 @@ class Model:
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: scalar, avx2 or neon."""
+        """The instruction set in use: scalar, avx2, avxvnni, avx512, neon or i8mm."""
         return self._native.isa
 
     def metadata(self) -> dict[str, Any]:

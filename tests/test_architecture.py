@@ -113,5 +113,5 @@ def test_only_the_engine_and_the_quantizer_touch_the_native_module() -> None:
 
 def test_backends_know_blocks_and_nothing_of_models() -> None:
     graph = include_graph()
-    for backend in ("scalar", "avx2", "neon"):
+    for backend in ("scalar", "avx2", "avxvnni", "avx512", "neon", "i8mm"):
         assert not reachable(graph, backend) & {"model", "graph", "session", "gguf", "kv"}

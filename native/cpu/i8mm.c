@@ -2,8 +2,8 @@
  *
  * smmla multiplies two rows of eight by two columns of eight: twice the work of sdot. Panels
  * hold eight quants of row 0 and eight of row 1 in a vector, those of rows 2 and 3 in the
- * next; tiles take columns in pairs. Few columns are left to sdot: what pairs cost to form
- * and to undo is what they would save.
+ * next; tiles take columns in pairs. Few columns are left to sdot: pairs cost to form and
+ * to undo about what they save.
  */
 #include "neon.h"
 
@@ -34,7 +34,8 @@ ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_un
     _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
         _Pragma("GCC unroll 8") for (int c = 0; c < pairs; c++)
             sum[r][0][c] = sum[r][1][c] = vdupq_n_s32(ACT_START);
-    _Pragma("GCC unroll 8") for (int i = j * t.run; i < (j + 1) * t.run; i += 16) {
+    _Pragma("GCC unroll 8") for (int h = 0; h < t.run / 16; h++) {
+        int i = j * t.run + 16 * h;
         int8x16_t x8[(MAX_C + 1) / 2][2];
         _Pragma("GCC unroll 8") for (int c = 0; c < pairs; c++)
             column_pair(x[2 * c], x[2 * c + 1 < C ? 2 * c + 1 : 2 * c], i, x8[c]);

@@ -13,7 +13,8 @@ ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_un
                         const int C, int j, vu (*dot)[MAX_C]) {
     _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
         _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) dot[r][c] = start(t, x[c], j);
-    _Pragma("GCC unroll 8") for (int i = j * t.run / 16; i < (j + 1) * t.run / 16; i++) {
+    _Pragma("GCC unroll 8") for (int h = 0; h < t.run / 16; h++) {
+        int i = j * t.run / 16 + h;
         int8x16_t x16[MAX_C];
         _Pragma("GCC unroll 8") for (int c = 0; c < C; c++) x16[c] = vld1q_s8(x[c]->q + 16 * i);
 #define QUAD(k)                                                             \

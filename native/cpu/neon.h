@@ -2,7 +2,7 @@
  * the dot product instructions of ARMv8.2, i8mm.c for the matrix products of ARMv8.6.
  *
  * sdot multiplies signed bytes: panels hold q - offset. Sums start from the bits of the float
- * M = 1.5 * 2^23, as in avx512.c; many a core converts integers at a quarter of the rate of
+ * M = 1.5 * 2^23, as in avx512.c: a Neoverse converts integers at a quarter of the rate of
  * an fma.
  *
  * The file that includes this then defines available, and of panel.h and tile.h store_quads
@@ -12,6 +12,7 @@
 #define QWEN3_NEON_H
 
 #include <arm_neon.h>
+#include <string.h>
 #if defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>

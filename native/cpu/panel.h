@@ -23,6 +23,7 @@
 #include "vector.h"
 
 typedef int32_t vs __attribute__((vector_size(4 * LANES)));
+typedef uint8_t vb __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     vf scale[UNIT / 16], minus_min[UNIT / 16]; /* one for each run of 16 or 32 weights */
@@ -96,8 +97,8 @@ ALWAYS_INLINE void emit(sink s, int i, const vu q[4]) {
 /* The low four bits of each byte, and the high ones. */
 ALWAYS_INLINE void nibbles(const vu b[4], vu low[4], vu high[4]) {
     for (int k = 0; k < 4; k++) {
-        low[k] = b[k] & 0x0f0f0f0f;
-        high[k] = b[k] >> 4 & 0x0f0f0f0f;
+        low[k] = (vu)((vb)b[k] & 15);
+        high[k] = (vu)((vb)b[k] >> 4); /* a single instruction where bytes can be shifted */
     }
 }
 
