@@ -14,17 +14,28 @@
  *                                 its unpacker, and what else products need
  *   start(t, x, j)                what the sum of products of run j of act unit x starts from
  *   add_dot(t, dot, q, x)         dot + the products of 16 quants of each row with x[0..16)
+ * and, if tiles (tile.h) take quants in another form than add_dot, the macro PARTS, how many
+ * vectors hold four quants of each row, and
+ *   put(t, v, at)                 v to at[0], at[UNIT / 4] ...
  */
 #ifndef QWEN3_PANEL_H
 #define QWEN3_PANEL_H
 
 #include "vector.h"
 
+#ifndef PARTS
+#define PARTS 1
+ALWAYS_INLINE void put(const shape t, vu v, vu *at) {
+    (void)t;
+    *at = v;
+}
+#endif
+
 typedef int32_t vs __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     vf scale[UNIT / 16], minus_min[UNIT / 16]; /* one for each run of 16 or 32 weights */
-    vu q[UNIT / 4];
+    vu q[PARTS * UNIT / 4];
 } panel;
 
 enum { FEW = 4 }; /* columns that are multiplied without storing a panel */
@@ -83,7 +94,7 @@ typedef struct {
 
 /* Quants 16 i ... of the unit; those of a run come in order. */
 ALWAYS_INLINE void emit(sink s, int i, const vu q[4]) {
-    for (int k = 0; s.n_cols == 0 && k < 4; k++) s.p->q[4 * i + k] = q[k];
+    for (int k = 0; s.n_cols == 0 && k < 4; k++) put(s.t, q[k], s.p->q + 4 * i + k);
     for (int c = 0; c < s.n_cols; c++) {
         int j = i * 16 / s.t.run;
         vu dot = i * 16 % s.t.run ? s.dot[j][c] : start(s.t, s.x[c], j);
