@@ -98,8 +98,6 @@ ALWAYS_INLINE vu center(vu v, int offset) {
     return offset ? v + (uint32_t)(128 - offset) * 0x01010101 : v ^ 0x80808080;
 }
 
-ALWAYS_INLINE void store_quads(vu to[4], const vu q[4]) { memcpy(to, q, 4 * sizeof *q); }
-
 typedef struct {
     int run;
     bool min;
@@ -120,6 +118,12 @@ ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) 
     (void)t;
     for (int k = 0; k < 4; k++) dot = add_quad(dot, q[k], x + 4 * k);
     return dot;
+}
+
+enum { PARTS = 1 };
+ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
+    (void)t;
+    memcpy(to, q, 4 * sizeof *q);
 }
 
 #include "panel.h"

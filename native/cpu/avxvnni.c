@@ -34,6 +34,12 @@ ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) 
     return dot;
 }
 
+enum { PARTS = 1 };
+ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
+    (void)t;
+    memcpy(to, q, 4 * sizeof *q);
+}
+
 #include "panel.h"
 
 /* ---- tiles, see tile.h ------------------------------------------------------------- */

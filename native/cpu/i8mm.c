@@ -11,7 +11,8 @@ static int available(void) {
     return CPU_HAS("DotProd", AT_HWCAP, HWCAP_ASIMDDP) && CPU_HAS("I8MM", AT_HWCAP2, HWCAP2_I8MM);
 }
 
-ALWAYS_INLINE void store_quads(vu to[4], const vu q[4]) {
+ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
+    (void)t;
     for (int k = 0; k < 4; k += 2) {
         to[k] = (vu)vzip1q_u32((uint32x4_t)q[k], (uint32x4_t)q[k + 1]);
         to[k + 1] = (vu)vzip2q_u32((uint32x4_t)q[k], (uint32x4_t)q[k + 1]);

@@ -5,7 +5,8 @@ static int available(void) {
     return CPU_HAS("DotProd", AT_HWCAP, HWCAP_ASIMDDP);
 }
 
-ALWAYS_INLINE void store_quads(vu to[4], const vu q[4]) {
+ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
+    (void)t;
     for (int k = 0; k < 4; k++) to[k] = q[k];
 }
 

@@ -10,12 +10,14 @@
  *   half_low(v)                   the low 16 bits of each lane, an f16, as float
  *   iq4_lookup(v)                 iq4_levels at each byte
  *   center(v, offset)             quants stored as q + offset in the form of its products
- *   store_quads(to, q)            16 quants of each row into a panel, in the order that its
- *                                 products of many columns (dots in tile.h) take them
  *   shape                         what of a type decides how it is multiplied: run and min of
  *                                 its unpacker, and what else products need
  *   start(t, x, j)                what the sum of products of run j of act unit x starts from
  *   add_dot(t, dot, q, x)         dot + the products of 16 quants of each row with x[0..16)
+ *   store_quads(t, to, q)         16 quants of each row into a panel, in the form and order that
+ *                                 tiles (dots in tile.h) take them
+ *   PARTS                         vectors that four quants of each row take there; the second
+ *                                 part is UNIT / 4 vectors behind the first
  */
 #ifndef QWEN3_PANEL_H
 #define QWEN3_PANEL_H
@@ -27,7 +29,7 @@ typedef uint8_t vb __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     vf scale[UNIT / 16], minus_min[UNIT / 16]; /* one for each run of 16 or 32 weights */
-    vu q[UNIT / 4];
+    vu q[PARTS * UNIT / 4];
 } panel;
 
 enum { FEW = 4 }; /* columns that are multiplied without storing a panel */
@@ -86,7 +88,7 @@ typedef struct {
 
 /* Quants 16 i ... of the unit; those of a run come in order. */
 ALWAYS_INLINE void emit(sink s, int i, const vu q[4]) {
-    if (s.n_cols == 0) store_quads(&s.p->q[4 * i], q);
+    if (s.n_cols == 0) store_quads(s.t, s.p->q + 4 * i, q);
     for (int c = 0; c < s.n_cols; c++) {
         int j = i * 16 / s.t.run;
         vu dot = i * 16 % s.t.run ? s.dot[j][c] : start(s.t, s.x[c], j);

@@ -81,9 +81,11 @@ static inline void act_fill(act_unit *act, int n) {
     }
 }
 
-/* The sum of the i-th 16 quants. */
-static inline int act_sum16(const act_unit *u, int i) {
-    return (ACT_START - u->start16[i]) / 128;
+/* The sum of the i-th 16 quants, exactly: what it starts from is a float in disguise. */
+static inline float act_sum16(const act_unit *u, int i) {
+    float start;
+    memcpy(&start, &u->start16[i], sizeof start);
+    return (0x1.8p23f - start) * 0x1p-7f;
 }
 
 static inline const void *column_x(const matmul_args *a, int c) {

@@ -22,7 +22,7 @@ ALWAYS_INLINE vf add_term(const shape t, const panel *p, int j, vu dot, const ac
     int g = j * t.run / 32;
     y = vf_fma(scaled(dot, p->scale[j]), vf_set1(x->d[g]), y);
     if (!t.min) return y;
-    float s = t.run == 32 ? x->s[g] : x->d[g] * (float)act_sum16(x, j);
+    float s = t.run == 32 ? x->s[g] : x->d[g] * act_sum16(x, j);
     return vf_fma(p->minus_min[j], vf_set1(s), y);
 }
 

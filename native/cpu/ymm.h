@@ -108,8 +108,6 @@ ALWAYS_INLINE vf half_low(vu v) {
     return _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
 }
 
-ALWAYS_INLINE void store_quads(vu to[4], const vu q[4]) { memcpy(to, q, 4 * sizeof *q); }
-
 ALWAYS_INLINE vu iq4_lookup(vu v) {
     __m128i levels = _mm_loadu_si128((const void *)iq4_levels);
     return (vu)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), (__m256i)v);
