@@ -13,19 +13,16 @@
  * the heads alone are tasks enough, and that takes no barrier. */
 enum { SHARE = 4 * KV_BLOCK, SHARED_FROM = 2 * SHARE };
 
-/* What the tasks of one thread know. */
+/* What the tasks of one thread know. The queries that share K/V head h are its rows: row r
+ * is head h * group + r % group of token r / group. */
 typedef struct {
     const step *s;
     const layer *l;
     int index, hd, group;
-    /* scratch of the thread */
-    float *q, *sum, *part, *kernel, *row;
+    float *q, *sum, *part, *kernel, *row; /* scratch of the thread */
 } job;
 
-/* The heads of group h are rows: row r is head r % group of token r / group. */
-static int n_rows(const job *j) { return j->s->n * j->group; }
-static int n_blocks(const job *j) { return (j->s->pos + j->s->n + KV_BLOCK - 1) / KV_BLOCK; }
-
+/* Where a row lies in [n][n_heads]. */
 static size_t head_of(const job *j, int h, int r) {
     const qwen3_config *c = &j->s->work->model->config;
     return (size_t)(r / j->group) * (size_t)c->n_heads + (size_t)(h * j->group + r % j->group);
@@ -50,13 +47,14 @@ static void store(const job *j, int h, int first, int last) {
     }
 }
 
-/* The attend_args of rows [first, first + n) of group h, the queries made ready. */
+/* Prepares the queries of rows [first, first + n). */
 static attend_args ready(const job *j, int h, int first, int n, int32_t n_kv[ATTEND_ROWS]) {
     const workspace *ws = j->s->work;
     float scale = 1 / sqrtf((float)j->hd);
     for (int r = 0; r < n; r++) {
         int t = (first + r) / j->group;
-        norm_and_rotate(j, j->row, ws->q + head_of(j, h, first + r) * (size_t)j->hd, j->l->q_norm, t);
+        const float *q = ws->q + head_of(j, h, first + r) * (size_t)j->hd;
+        norm_and_rotate(j, j->row, q, j->l->q_norm, t);
         for (int i = 0; i < j->hd; i++) j->q[i * ATTEND_ROWS + r] = j->row[i] * scale;
         n_kv[r] = j->s->pos + t + 1;
     }
@@ -67,7 +65,7 @@ static attend_args ready(const job *j, int h, int first, int n, int32_t n_kv[ATT
 
 static bool whole_heads(const job *j) { return j->hd % 32 == 0; }
 
-/* The sum of all parts becomes the head's attended vector. */
+/* The sum of all parts becomes the attended vector of a head, as head_of numbers it. */
 static void finish(const job *j, size_t head, const float *sum) {
     workspace *ws = j->s->work;
     int n = ws->attended.n, heads = ws->model->config.n_heads;
@@ -81,7 +79,7 @@ static void finish(const job *j, size_t head, const float *sum) {
                                  first + j->hd);
 }
 
-/* Rows [first, first + n) of group h over all their positions. */
+/* Rows [first, first + n) over all their positions. */
 static void attend_rows(const job *j, int h, int first, int n) {
     const backend *cpu = j->s->work->model->cpu;
     size_t part = attend_part(j->hd);
@@ -98,31 +96,28 @@ static void attend_rows(const job *j, int h, int first, int n) {
         finish(j, head_of(j, h, first + r), j->sum + (size_t)r * part);
 }
 
-/* Of one token: where the parts of group h in block b lie. */
-static float *shared_parts(const job *j, int h, int b) {
+/* Of the one token: the part of a head in block b. */
+static float *shared_part(const job *j, int head, int b) {
     const workspace *ws = j->s->work;
-    size_t row = (size_t)b * (size_t)ws->model->config.n_heads + (size_t)(h * j->group);
+    size_t row = (size_t)b * (size_t)ws->model->config.n_heads + (size_t)head;
     return ws->parts + row * attend_part(j->hd);
 }
 
-/* One token: the parts of group h in a share of the positions. The last share stores the
- * token's key and value, as nobody else reads them. */
-static void attend_share(const job *j, int h, int share, int n_shares) {
-    int first = share * (SHARE / KV_BLOCK), last = first + SHARE / KV_BLOCK;
+/* One token: its parts in a share of the positions. The last share stores the token's key
+ * and value, as nobody else reads them. */
+static void attend_share(const job *j, int h, int share) {
+    const backend *cpu = j->s->work->model->cpu;
     int32_t n_kv[ATTEND_ROWS];
-    if (share == n_shares - 1) {
-        store(j, h, 0, 1);
-        last = n_blocks(j);
-    }
+    if (share == j->s->pos / SHARE) store(j, h, 0, 1);
     attend_args a = ready(j, h, 0, j->group, n_kv);
-    for (int b = first; b < last; b++) j->s->work->model->cpu->attend(&a, b, shared_parts(j, h, b));
+    for (int b = share * (SHARE / KV_BLOCK); b < (share + 1) * (SHARE / KV_BLOCK); b++)
+        if (b * KV_BLOCK <= j->s->pos) cpu->attend(&a, b, shared_part(j, h * j->group, b));
 }
 
 static void merge_shares(const job *j, int head) {
-    float *sum = shared_parts(j, head / j->group, 0) + (size_t)(head % j->group) * attend_part(j->hd);
-    for (int b = 1; b < n_blocks(j); b++)
-        j->s->work->model->cpu->merge(
-            sum, sum + (size_t)(b * j->s->work->model->config.n_heads) * attend_part(j->hd), j->hd);
+    float *sum = shared_part(j, head, 0);
+    for (int b = 1; b * KV_BLOCK <= j->s->pos; b++)
+        j->s->work->model->cpu->merge(sum, shared_part(j, head, b), j->hd);
     finish(j, (size_t)head, sum);
 }
 
@@ -130,18 +125,19 @@ void attention(const step *s, const layer *l, int index, int tid) {
     workspace *ws = s->work;
     const qwen3_config *c = &ws->model->config;
     pool *p = ws->model->pool;
-    job j = {.s = s, .l = l, .index = index, .hd = c->head_dim, .group = c->n_heads / c->n_kv_heads};
+    job j = {.s = s, .l = l, .index = index, .hd = c->head_dim};
+    j.group = c->n_heads / c->n_kv_heads;
     j.q = ws->attention + (size_t)tid * attention_scratch(c);
     j.sum = j.q + (size_t)j.hd * ATTEND_ROWS;
     j.part = j.sum + attend_part(j.hd) * ATTEND_ROWS;
     j.kernel = j.part + attend_part(j.hd) * ATTEND_ROWS;
     j.row = j.kernel + attend_scratch(j.hd);
 
-    int rows = n_rows(&j), kv_heads = c->n_kv_heads;
+    int rows = s->n * j.group, kv_heads = c->n_kv_heads;
     if (rows <= ATTEND_ROWS && s->n == 1 && pool_size(p) > 1 && s->pos >= SHARED_FROM) {
-        int n_shares = s->pos / SHARE + 1, n_tasks = kv_heads * n_shares;
-        for (int i; (i = pool_claim(p)) < n_tasks;)
-            attend_share(&j, i % kv_heads, i / kv_heads, n_shares);
+        int n_shares = s->pos / SHARE + 1;
+        for (int i; (i = pool_claim(p)) < kv_heads * n_shares;)
+            attend_share(&j, i % kv_heads, i / kv_heads);
         pool_barrier(p, tid);
         for (int i; (i = pool_claim(p)) < c->n_heads;) merge_shares(&j, i);
     } else if (rows <= ATTEND_ROWS) {

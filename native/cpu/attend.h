@@ -19,9 +19,9 @@ enum { SUMS = 12 }; /* in 16 */
 enum {
     COLUMNS = KV_TILE / LANES,                      /* vectors of 16 columns */
     MOST_ROWS = SUMS / (COLUMNS > 2 ? COLUMNS : 2), /* of a product: 12, or 6 */
-    TILE_ROWS = 8, /* up to which tiles are read themselves, and of such a product at most */
-    MOST_TILE_ROWS = LANES == 16 ? TILE_ROWS : 4,
-    AHEAD = 8192,                                   /* bytes that these are prefetched ahead */
+    TILE_ROWS = 8,                                  /* up to which the tiles are read */
+    MOST_TILE_ROWS = LANES == 16 ? TILE_ROWS : 4,   /* of a product with them */
+    AHEAD = 8192,                                   /* bytes that they are prefetched ahead */
 };
 
 /* ---- products ------------------------------------------------------------------------- */
@@ -259,14 +259,14 @@ ALWAYS_INLINE void value_rows(uint32_t type, bool in_cache, const attend_args *a
             height = rows_of(a->n_rows - i, in_cache);
             /* First what all rows see, then for each row what only later ones do. */
             for (int k = 0, done = 0; k < height; k++) {
-                int seen = between(a->n_kv[i + k] - t, 0, n), together = k == 0 ? height : 1;
+                int seen = between(a->n_kv[i + k] - t, 0, n), rows = k == 0 ? height : 1;
                 const float *weights = p + (i + k) * KV_BLOCK + t - start + done;
                 float *out = parts + (size_t)(i + k) * part;
                 if (seen == done) continue;
                 if (in_cache)
-                    tile_values(type, together, done, seen - done, width, weights, tile, panel, out);
+                    tile_values(type, rows, done, seen - done, width, weights, tile, panel, out);
                 else
-                    panel_values(together, seen - done, width, weights, panel + done * width, out);
+                    panel_values(rows, seen - done, width, weights, panel + done * width, out);
                 if (k == 0) done = seen;
             }
         }
