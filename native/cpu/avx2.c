@@ -64,7 +64,7 @@ ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) 
 }
 
 /* Tiles take a byte as the low nibbles of q + 128 and the high ones. */
-enum { PARTS = 2 };
+enum { PARTS = 2, FEW = 1 };
 ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
     for (int k = 0; k < 4; k++) {
         vu byte = q[k] ^ 0x80808080;
@@ -85,12 +85,12 @@ ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_un
                         const int C, int j, vu (*dot)[MAX_C]) {
     const int n = t.run / 4, parts = t.top == BYTE ? 2 : 1;
     const int step = summable(parts == 2 ? 15 : t.top, n), offset = parts == 2 ? 128 : t.offset;
-    _Pragma("GCC unroll 8") for (int i = 0; i < n * parts; i += step) {
+    UNROLL for (int i = 0; i < n * parts; i += step) {
         __m256i sum[MAX_R][MAX_C];
-        _Pragma("GCC unroll 8") for (int k = 0; k < step; k++)
-            _Pragma("GCC unroll 8") for (int c = 0; c < C; c++) {
+        UNROLL for (int k = 0; k < step; k++)
+            UNROLL for (int c = 0; c < C; c++) {
                 __m256i four = every_lane(x[c]->q + t.run * j + 4 * (i % n + k));
-                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
+                UNROLL for (int r = 0; r < R; r++) {
                     __m256i q = (__m256i)p[r].q[i / n * UNIT / 4 + n * j + i % n + k];
                     if (k == 0) sum[r][c] = _mm256_setzero_si256();
                     sum[r][c] = _mm256_add_epi16(sum[r][c], _mm256_maddubs_epi16(q, four));
@@ -98,8 +98,8 @@ ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_un
                     __asm__("" : "+x"(sum[r][c]));
                 }
             }
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
+        UNROLL for (int c = 0; c < C; c++)
+            UNROLL for (int r = 0; r < R; r++) {
                 if (i == 0) dot[r][c] = start_less(offset, t, x[c], j);
                 dot[r][c] = add_pairs(dot[r][c], sum[r][c], i < n ? 1 : 16);
             }

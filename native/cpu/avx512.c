@@ -120,7 +120,7 @@ ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) 
     return dot;
 }
 
-enum { PARTS = 1 };
+enum { PARTS = 1, FEW = 4 };
 ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
     (void)t;
     memcpy(to, q, 4 * sizeof *q);
@@ -137,11 +137,11 @@ enum { MAX_R = 2, MAX_C = 6 }; /* 12 sums of each kind in 32 registers */
 /* dot[r][c] = M + the sum of q x over run j, as the bits of a float. */
 ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_unit *const *x,
                         const int C, int j, vu (*dot)[MAX_C]) {
-    _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) dot[r][c] = start(t, x[c], j);
-    _Pragma("GCC unroll 8") for (int k = 0; k < t.run / 4; k++)
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+    UNROLL for (int c = 0; c < C; c++)
+        UNROLL for (int r = 0; r < R; r++) dot[r][c] = start(t, x[c], j);
+    UNROLL for (int k = 0; k < t.run / 4; k++)
+        UNROLL for (int c = 0; c < C; c++)
+            UNROLL for (int r = 0; r < R; r++)
                 dot[r][c] = add_quad(dot[r][c], p[r].q[t.run / 4 * j + k],
                                      x[c]->q + t.run * j + 4 * k);
 }

@@ -32,22 +32,22 @@ ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_un
                         const int C, int j, vu (*dot)[MAX_C]) {
     const int pairs = (C + 1) / 2;
     int32x4_t sum[MAX_R][2][(MAX_C + 1) / 2]; /* of two rows by two columns */
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-        _Pragma("GCC unroll 8") for (int c = 0; c < pairs; c++)
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < pairs; c++)
             sum[r][0][c] = sum[r][1][c] = vdupq_n_s32(ACT_START);
-    _Pragma("GCC unroll 8") for (int h = 0; h < t.run / 16; h++) {
+    UNROLL for (int h = 0; h < t.run / 16; h++) {
         int i = j * t.run + 16 * h;
         int8x16_t x8[(MAX_C + 1) / 2][2];
-        _Pragma("GCC unroll 8") for (int c = 0; c < pairs; c++)
+        UNROLL for (int c = 0; c < pairs; c++)
             column_pair(x[2 * c], x[2 * c + 1 < C ? 2 * c + 1 : 2 * c], i, x8[c]);
-        _Pragma("GCC unroll 8") for (int k = 0; k < 4; k++)
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-                _Pragma("GCC unroll 8") for (int c = 0; c < pairs; c++)
+        UNROLL for (int k = 0; k < 4; k++)
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int c = 0; c < pairs; c++)
                     sum[r][k % 2][c] = vmmlaq_s32(sum[r][k % 2][c],
                                                   (int8x16_t)p[r].q[i / 4 + k], x8[c][k / 2]);
     }
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++) {
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++) {
             int32x4_t a = sum[r][0][c / 2], b = sum[r][1][c / 2];
             dot[r][c] = (vu)(c % 2 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b));
         }

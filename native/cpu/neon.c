@@ -12,15 +12,15 @@ ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
 
 ALWAYS_INLINE void dots(const shape t, const panel *p, const int R, const act_unit *const *x,
                         const int C, int j, vu (*dot)[MAX_C]) {
-    _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) dot[r][c] = start(t, x[c], j);
-    _Pragma("GCC unroll 8") for (int h = 0; h < t.run / 16; h++) {
+    UNROLL for (int c = 0; c < C; c++)
+        UNROLL for (int r = 0; r < R; r++) dot[r][c] = start(t, x[c], j);
+    UNROLL for (int h = 0; h < t.run / 16; h++) {
         int i = j * t.run / 16 + h;
         int8x16_t x16[MAX_C];
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++) x16[c] = vld1q_s8(x[c]->q + 16 * i);
+        UNROLL for (int c = 0; c < C; c++) x16[c] = vld1q_s8(x[c]->q + 16 * i);
 #define QUAD(k)                                                             \
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                     \
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)                 \
+    UNROLL for (int r = 0; r < R; r++)                     \
+        UNROLL for (int c = 0; c < C; c++)                 \
             dot[r][c] = ADD_QUAD(dot[r][c], p[r].q[4 * i + k], x16[c], k);
         QUAD(0)
         QUAD(1)

@@ -143,7 +143,7 @@ ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) 
     return ADD_QUAD(dot, q[3], x16, 3);
 }
 
-enum { PARTS = 1 };
+enum { PARTS = 1, FEW = 4 };
 ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]);
 
 #include "panel.h"

@@ -13,6 +13,7 @@
  *   shape                         what of a type decides how it is multiplied: run and min of
  *                                 its unpacker, and what else products need
  *   start(t, x, j)                what the sum of products of run j of act unit x starts from
+ *   FEW                           up to how many columns are multiplied without storing a panel
  *   add_dot(t, dot, q, x)         dot + the products of 16 quants of each row with x[0..16)
  *   store_quads(t, to, q)         16 quants of each row into a panel, in the form and order that
  *                                 tiles (dots in tile.h) take them
@@ -24,6 +25,9 @@
 
 #include "vector.h"
 
+/* For loops over registers, whose counts are small constants. */
+#define UNROLL _Pragma("GCC unroll 8")
+
 typedef int32_t vs __attribute__((vector_size(4 * LANES)));
 typedef uint8_t vb __attribute__((vector_size(4 * LANES)));
 
@@ -31,8 +35,6 @@ typedef struct {
     vf scale[UNIT / 16], minus_min[UNIT / 16]; /* one for each run of 16 or 32 weights */
     vu q[PARTS * UNIT / 4];
 } panel;
-
-enum { FEW = 4 }; /* columns that are multiplied without storing a panel */
 
 /* ---- reading ------------------------------------------------------------------------------ */
 

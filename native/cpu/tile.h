@@ -36,28 +36,28 @@ enum { K_UNITS = 2 }; /* units of a row that are unpacked at a time */
 ALWAYS_INLINE void tile(const shape t, const panel *p, const int R, const act_unit *const *x,
                         const int C, int n_groups, float *const *y, bool first, intptr_t ahead) {
     vf sum[MAX_R][MAX_C];
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
             sum[r][c] = first ? vf_zero() : vf_load(y[c] + r * LANES);
     const act_unit *at[MAX_C];
-    _Pragma("GCC unroll 8") for (int c = 0; c < C; c++) at[c] = x[c];
+    UNROLL for (int c = 0; c < C; c++) at[c] = x[c];
     for (; n_groups > 0; n_groups -= GROUPS, p += R) {
         int n = (n_groups < GROUPS ? n_groups : GROUPS) * (32 / t.run);
         for (int j = 0; j < n; j++) {
             vu dot[MAX_R][MAX_C];
             /* a line for every 32 values: a little more than an act unit is */
-            _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
+            UNROLL for (int c = 0; c < C; c++)
                 __builtin_prefetch((const void *)((uintptr_t)at[c] + (uintptr_t)ahead +
                                                   (unsigned)(j * t.run * 2)), 0, 3);
             dots(t, p, R, at, C, j, dot);
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-                _Pragma("GCC unroll 8") for (int c = 0; c < C; c++)
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int c = 0; c < C; c++)
                     sum[r][c] = add_term(t, p + r, j, dot[r][c], at[c], sum[r][c]);
         }
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++) at[c]++;
+        UNROLL for (int c = 0; c < C; c++) at[c]++;
     }
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-        _Pragma("GCC unroll 8") for (int c = 0; c < C; c++) vf_store(y[c] + r * LANES, sum[r][c]);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++) vf_store(y[c] + r * LANES, sum[r][c]);
 }
 
 typedef void tile_function(const panel *p, const act_unit *const *x, int n_groups,
@@ -85,11 +85,12 @@ typedef struct {
     bool single;
 } row_set;
 
-ALWAYS_INLINE rows unit_rows(row_set set, int unit, size_t bytes) {
+/* ahead: so many rows further on lie what is read after these. */
+ALWAYS_INLINE rows unit_rows(row_set set, int unit, size_t bytes, int ahead) {
     const matmul_args *a = set.a;
     size_t at = (size_t)unit * bytes;
     return (rows){row_w(a, set.row) + at, set.single ? 0 : a->row_bytes,
-                  (uintptr_t)row_w(a, set.row + LANES) + at * LANES};
+                  (uintptr_t)row_w(a, set.row + ahead) + at * LANES};
 }
 
 /* Columns [0, n_cols), as C of them: what is too many repeats the first and is dropped. */
@@ -109,9 +110,9 @@ ALWAYS_INLINE void few_columns(void (*unpack)(rows, int, sink), const shape t, r
         int n = groups_at(i, a->n_in);
         sink s = {&p, t, C, x, dot};
         if (n == GROUPS) /* the count as a constant: no loop is left */
-            unpack(unit_rows(set, i / UNIT, bytes), GROUPS, s);
+            unpack(unit_rows(set, i / UNIT, bytes, LANES), GROUPS, s);
         else
-            unpack(unit_rows(set, i / UNIT, bytes), n, s);
+            unpack(unit_rows(set, i / UNIT, bytes, LANES), n, s);
         for (int j = 0; j < 32 / t.run * n; j++)
             for (int c = 0; c < C; c++) y[c] = add_term(t, &p, j, dot[j][c], x[c], y[c]);
         for (int c = 0; c < C; c++) x[c]++;
@@ -150,7 +151,7 @@ static void many_columns(panel_kernel kernel, row_set set, const int R, int u0, 
         int n = groups_at(u * UNIT, a->n_in);
         for (int r = 0; r < R; r++) {
             row_set at = {a, set.row + r * LANES, set.single};
-            kernel.unpack(unit_rows(at, u, bytes), n, &p[(u - u0) * R + r]);
+            kernel.unpack(unit_rows(at, u, bytes, R * LANES), n, &p[(u - u0) * R + r]);
         }
         n_groups += n;
     }
