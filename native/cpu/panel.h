@@ -39,7 +39,7 @@ typedef struct {
 /* ---- reading ------------------------------------------------------------------------------ */
 
 /* LANES rows at the same weight, stride bytes apart. While they are read, as many bytes are
- * fetched into the second-level cache from next on: what comes after these rows in memory.
+ * fetched into the first-level cache from next on: what comes after these rows in memory.
  * Fetching them all at once would stall, as there are few buffers for lines under way. */
 typedef struct {
     const uint8_t *src;
@@ -49,7 +49,7 @@ typedef struct {
 
 ALWAYS_INLINE void fetch(rows *w, int bytes) {
     for (int i = 0; i < bytes; i += 64)
-        __builtin_prefetch((const void *)(w->next + (unsigned)i), 0, 2);
+        __builtin_prefetch((const void *)(w->next + (unsigned)i), 0, 3);
     w->next += (unsigned)bytes;
 }
 
@@ -88,13 +88,13 @@ typedef struct {
     vu (*dot)[FEW]; /* [run][column] */
 } sink;
 
-/* Quants 16 i ... of the unit; those of a run come in order. */
-ALWAYS_INLINE void emit(sink s, int i, const vu q[4]) {
-    if (s.n_cols == 0) store_quads(s.t, s.p->q + 4 * i, q);
-    for (int c = 0; c < s.n_cols; c++) {
-        int j = i * 16 / s.t.run;
-        vu dot = i * 16 % s.t.run ? s.dot[j][c] : start(s.t, s.x[c], j);
-        s.dot[j][c] = add_dot(s.t, dot, q, s.x[c]->q + 16 * i);
+/* Half h of group g, 16 quants of each row; the halves of a run of 32 come in order. */
+ALWAYS_INLINE void emit(sink s, int g, int h, const vu q[4]) {
+    if (s.n_cols == 0) store_quads(s.t, s.p->q + 8 * g + 4 * h, q);
+    UNROLL for (int c = 0; c < s.n_cols; c++) {
+        vu *dot = &s.dot[s.t.run == 32 ? g : 2 * g + h][c];
+        vu from = s.t.run == 32 && h ? *dot : start(s.t, s.x[c], s.t.run == 32 ? g : 2 * g + h);
+        *dot = add_dot(s.t, from, q, s.x[c]->q + 32 * g + 16 * h);
     }
 }
 
@@ -118,11 +118,11 @@ ALWAYS_INLINE void block_scales(rows *w, int at, int g, bool min, panel *p) {
 ALWAYS_INLINE void q8_0_panel(rows w, int n, sink s) {
     for (int g = 0, at = 0; g < n; g++, at += (int)sizeof(block_q8_0)) {
         block_scales(&w, at, g, false, s.p);
-        for (int h = 0; h < 2; h++) {
+        UNROLL for (int h = 0; h < 2; h++) {
             vu q[4];
             quads(&w, at + 2 + 16 * h, q);
             for (int k = 0; k < 4; k++) q[k] = center(q[k], 0);
-            emit(s, 2 * g + h, q);
+            emit(s, g, h, q);
         }
     }
 }
@@ -142,13 +142,13 @@ ALWAYS_INLINE void nibble_blocks(rows w, int n, int bytes, bool bits, int offset
         if (bits) fifth = dwords(&w, at + bytes - 20);
         quads(&w, at + bytes - 16, b);
         nibbles(b, q[0], q[1]);
-        for (int h = 0; h < 2; h++) {
+        UNROLL for (int h = 0; h < 2; h++) {
             if (bits) fifth_bits(fifth, h, q[h]);
             for (int k = 0; k < 4; k++)
                 q[h][k] = levels  ? center(iq4_lookup(q[h][k]), 0)
                           : s.t.min ? q[h][k]
                                   : center(q[h][k], offset);
-            emit(s, 2 * g + h, q[h]);
+            emit(s, g, h, q[h]);
         }
     }
 }
@@ -185,7 +185,7 @@ ALWAYS_INLINE void q2_K_panel(rows w, int n, sink s) {
         for (int g = 0; g < 4; g++) { /* of the half c / 2 */
             vu q[4];
             for (int k = 0; k < 4; k++) q[k] = b[k] >> (2 * g) & 0x03030303;
-            emit(s, 8 * (c / 2) + 2 * g + c % 2, q);
+            emit(s, 4 * (c / 2) + g, c % 2, q);
         }
     }
 }
@@ -209,7 +209,7 @@ ALWAYS_INLINE void q3_K_panel(rows w, int n, sink s) {
             for (int k = 0; k < 4; k++)
                 q[k] = center((b[k] >> (2 * g) & 0x03030303) |
                               (high[c % 2][k] >> (c / 2 * 4 + g) & 0x01010101) << 2, 4);
-            emit(s, 8 * (c / 2) + 2 * g + c % 2, q);
+            emit(s, 4 * (c / 2) + g, c % 2, q);
         }
     }
 }
@@ -232,16 +232,16 @@ ALWAYS_INLINE void k4_panel_scales(rows *w, panel *p) {
 ALWAYS_INLINE void k4_quants(rows *w, int qs, int qh, bool bits, sink s) {
     vu b[4], q[2][4], fifth[2][4];
     for (int h = 0; bits && h < 2; h++) quads(w, qh + 16 * h, fifth[h]);
-    for (int c = 0; c < 8; c++) {
-        quads(w, qs + 16 * c, b);
-        nibbles(b, q[0], q[1]);
-        for (int i = 0; i < 2; i++) {
-            int g = c / 2 * 2 + i;
-            for (int k = 0; bits && k < 4; k++)
-                q[i][k] |= (fifth[c % 2][k] >> g & 0x01010101) << 4;
-            emit(s, 2 * g + c % 2, q[i]);
+    for (int g = 0; g < GROUPS; g += 2)
+        UNROLL for (int h = 0; h < 2; h++) {
+            quads(w, qs + 16 * g + 16 * h, b);
+            nibbles(b, q[0], q[1]);
+            UNROLL for (int i = 0; i < 2; i++) {
+                for (int k = 0; bits && k < 4; k++)
+                    q[i][k] |= (fifth[h][k] >> (g + i) & 0x01010101) << 4;
+                emit(s, g + i, h, q[i]);
+            }
         }
-    }
 }
 
 ALWAYS_INLINE void q4_K_panel(rows w, int n, sink s) {
@@ -262,18 +262,20 @@ ALWAYS_INLINE void q6_K_panel(rows w, int n, sink s) {
     quads(&w, (int)offsetof(block_q6_K, scales), scales);
     vf d = half_low(dwords(&w, (int)offsetof(block_q6_K, d) - 2) >> 16);
     for (int j = 0; j < 16; j++) s.p->scale[j] = vf_mul(d, signed_byte_of(scales[j / 4], j % 4));
-    for (int c = 0; c < 8; c++) { /* of 16 bytes: four for each half of the unit */
-        int qh = (int)offsetof(block_q6_K, qh) + c / 4 * 32;
-        for (int h = 0; c % 4 == 0 && h < 2; h++) quads(&w, qh + 16 * h, high[h]);
-        quads(&w, 16 * c, b);
-        nibbles(b, q[0], q[1]);
-        for (int i = 0; i < 2; i++) { /* a group, and the one after the next */
-            int g = c % 4 / 2 + 2 * i;
-            for (int k = 0; k < 4; k++) {
-                vu two = high[c % 2][k] >> (2 * g) & 0x03030303;
-                q[i][k] = center(q[i][k] | two << 4, 32);
+    for (int g = 0; g < GROUPS; g += 4) { /* 64 bytes of ql and 32 of qh */
+        for (int h = 0; h < 2; h++)
+            quads(&w, (int)offsetof(block_q6_K, qh) + 8 * g + 16 * h, high[h]);
+        UNROLL for (int c = 0; c < 4; c++) {
+            quads(&w, 16 * (g + c), b);
+            nibbles(b, q[0], q[1]);
+            UNROLL for (int i = 0; i < 2; i++) { /* a group, and the one after the next */
+                int at = c / 2 + 2 * i;
+                for (int k = 0; k < 4; k++) {
+                    vu two = high[c % 2][k] >> (2 * at) & 0x03030303;
+                    q[i][k] = center(q[i][k] | two << 4, 32);
+                }
+                emit(s, g + at, c % 2, q[i]);
             }
-            emit(s, 8 * (c / 4) + 2 * g + c % 2, q[i]);
         }
     }
 }
@@ -285,9 +287,9 @@ ALWAYS_INLINE void iq4_xs_panel(rows w, int n, sink s) {
         s.p->scale[g] = vf_mul(half_low(h), vf_sub(vf_int(six), vf_set1(32)));
         quads(&w, (int)offsetof(block_iq4_xs, qs) + 16 * g, b);
         nibbles(b, q[0], q[1]);
-        for (int i = 0; i < 2; i++) {
-            for (int k = 0; k < 4; k++) q[i][k] = center(iq4_lookup(q[i][k]), 0);
-            emit(s, 2 * g + i, q[i]);
+        UNROLL for (int h = 0; h < 2; h++) {
+            for (int k = 0; k < 4; k++) q[h][k] = center(iq4_lookup(q[h][k]), 0);
+            emit(s, g, h, q[h]);
         }
     }
 }
