@@ -8,9 +8,10 @@
 /* ---- claiming stripes of rows ------------------------------------------------- */
 
 enum {
-    CLAIMS = 16,         /* of each thread in a phase: what the last one waits for is a part of it */
+    CLAIMS = 3,          /* of each thread in a phase: few, since a claim begins with weights that
+                            nobody fetched ahead, but more than one, for a thread held up */
     MIN_BYTES = 1 << 13, /* of weights in a claim, lest claiming shows ... */
-    MAX_BYTES = 1 << 18, /* ... and the tail of a phase */
+    MAX_BYTES = 1 << 22, /* ... and the tail of a phase */
 };
 
 typedef struct {
