@@ -6,14 +6,14 @@
 /* scalar first, then from slower to faster */
 static const backend *const backends[] = {
     &backend_scalar,
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(QWEN3_SCALAR_ONLY)
     &backend_avx2,
 #ifdef QWEN3_AVXVNNI
     &backend_avxvnni,
 #endif
     &backend_avx512,
 #endif
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !defined(QWEN3_SCALAR_ONLY)
     &backend_neon,
     &backend_i8mm,
 #endif
