@@ -11,8 +11,8 @@ from threading import Thread
 
 @contextmanager
 def interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Lets Ctrl-C call interrupt at once. Python's own handler would wait until the engine
-    returns; the byte that every signal leaves in a pipe wakes a thread meanwhile."""
+    """Lets Ctrl-C call interrupt at once, perhaps twice. A handler alone would wait until the
+    engine returns; the byte that every signal leaves in a pipe wakes a thread meanwhile."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job
         yield
         return
@@ -27,12 +27,12 @@ def interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
 
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
-    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupt())
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGINT, handler)
         os.close(write)
         watcher.join()
+        signal.signal(signal.SIGINT, handler)

@@ -83,8 +83,9 @@ def stream(
 ) -> Reply:
     """Answers text on the terminal as the answer comes; silent: without the answer.
     Ctrl-C ends the reply with what there is of it."""
+    events = conversation.reply(text, settings)  # before Ctrl-C is taken: it is for this reply
     with interruptible(conversation.interrupt):
-        for event in conversation.reply(text, settings):
+        for event in events:
             if isinstance(event, Thought):
                 terminal.thought(event.text)
             elif isinstance(event, Answer) and not silent:

@@ -117,10 +117,13 @@ class Conversation:
         An interrupted turn is kept if it has some answer. Without one, and after an error, the
         user's message is taken back, so the conversation goes on from where it was. Raises
         ContextOverflow."""
+        self._interrupted = False  # now: an interrupt before the first event counts
+        return self._reply(text, settings)
+
+    def _reply(self, text: str | None, settings: Settings) -> Iterator[Thought | Answer | Reply]:
         before = len(self.messages)
         if text is not None:
             self.messages.append({"role": "user", "content": text})
-        self._interrupted = False
         run: _Run | None = None
         try:
             run = _Run(self, settings)
@@ -137,8 +140,8 @@ class Conversation:
         yield run.reply
 
     def interrupt(self) -> None:
-        """Ends the running reply with what there is of it ("user"). May be called from any
-        thread and from a signal handler; without a running reply it does nothing."""
+        """Ends the running reply, one that was asked for, with what there is of it ("user"). May
+        be called from any thread and from a signal handler; otherwise it does nothing."""
         self._interrupted = True
         self.session.cancel()
 

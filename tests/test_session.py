@@ -335,6 +335,14 @@ def test_the_conversation_goes_on_after_an_interrupt(call: int) -> None:
     assert len(talker.messages) == before + 2
 
 
+def test_an_interrupt_before_the_first_event_counts() -> None:
+    talker = conversation(FakeSession().says("A"))
+    events = talker.reply("Q")
+    talker.interrupt()
+    assert [event.answer_stop for event in events if isinstance(event, Reply)] == ["user"]
+    assert talker.messages == []
+
+
 def test_an_interrupt_between_replies_does_nothing() -> None:
     session = FakeSession().says("<think>T</think>A")
     talker = conversation(session)
