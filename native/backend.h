@@ -52,6 +52,10 @@ typedef struct {
     size_t y_stride;     /* floats */
     const int32_t *y_index;
     int n_cols;
+    /* Bytes of w that the caller goes through in one call after another, to be fetched ahead
+     * of their use; NULL: none. */
+    const void *ahead;
+    size_t ahead_bytes;
 } matmul_args;
 
 /* ---- attention ----

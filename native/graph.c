@@ -12,12 +12,12 @@
 #include "moe.h"
 
 /* The residual stream and the angles of every token. */
-static void embed(const step *s) {
+static void embed(const step *s, int tid) {
     const workspace *ws = s->work;
     const qwen3_model *m = ws->model;
     const weight *w = &m->embedding;
     int half = m->config.head_dim / 2;
-    for (int t; (t = pool_claim(m->pool)) < s->n;) {
+    for (int t; (t = pool_claim(m->pool, tid, s->n)) >= 0;) {
         weight_type_of(w->type)->decode(w->data + (size_t)s->ids[t] * w->row_bytes,
                                         ws->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
         for (int i = 0; i < half; i++) {
@@ -46,7 +46,7 @@ static vectors norm(const step *s, const float *w, bool act, int tid) {
         norm_token(s, 0, w, act, y);
         return y;
     }
-    for (int t; (t = pool_claim(p)) < s->n;) norm_token(s, t, w, act, vectors_from(y, t));
+    for (int t; (t = pool_claim(p, tid, s->n)) >= 0;) norm_token(s, t, w, act, vectors_from(y, t));
     pool_barrier(p, tid);
     return y;
 }
@@ -61,7 +61,7 @@ static void forward(void *arg, int tid, int n_threads) {
     const workspace *ws = s->work;
     const qwen3_model *m = ws->model;
     const routing all = {1, (int32_t[]){0, s->n}, NULL, NULL};
-    embed(s);
+    embed(s, tid);
     look_for_cancel(s, tid);
     pool_barrier(m->pool, tid);
     for (int i = 0; i < m->config.n_layers && !s->cancelled; i++) {
@@ -70,7 +70,7 @@ static void forward(void *arg, int tid, int n_threads) {
 
         bool act = takes_act(&l->q) || takes_act(&l->k) || takes_act(&l->v);
         vectors x = norm(s, l->attn_norm, act, tid);
-        multiply(s, &x, s->n, (product[]){{&l->q, ws->q}, {&l->k, ws->k}, {&l->v, ws->v}}, 3);
+        multiply(s, &x, s->n, (product[]){{&l->q, ws->q}, {&l->k, ws->k}, {&l->v, ws->v}}, 3, tid);
         pool_barrier(m->pool, tid);
         attention(s, l, i, tid);
         pool_barrier(m->pool, tid);
@@ -89,7 +89,7 @@ static void forward(void *arg, int tid, int n_threads) {
     if (s->cancelled || !s->logits) return;
     vectors last = vectors_from(ws->normed, tid);
     norm_token(s, s->n - 1, m->output_norm, takes_act(&m->output), last);
-    multiply(s, &last, 1, &(product){&m->output, s->logits}, 1);
+    multiply(s, &last, 1, &(product){&m->output, s->logits}, 1, tid);
 }
 
 bool graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos, float *logits,

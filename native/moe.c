@@ -48,13 +48,13 @@ routing route(const step *s, const layer *l, const vectors *x, int tid) {
     int32_t *experts = ws->slot_expert + row;
     float *weights = ws->slot_weight + row, *weight = ws->sorted_weight + row;
     float *scratch = ws->scratch + (size_t)tid * SCRATCH; /* at least n_experts */
-    multiply(s, x, s->n, &(product){&l->router, ws->router}, 1);
+    multiply(s, x, s->n, &(product){&l->router, ws->router}, 1, tid);
     pool_barrier(p, tid);
     if (s->n == 1) {
         choose(c, ws->router, scratch, experts, weights);
         group_by_expert(c, slots, experts, weights, start, token, weight);
     } else {
-        for (int t; (t = pool_claim(p)) < s->n;)
+        for (int t; (t = pool_claim(p, tid, s->n)) >= 0;)
             choose(c, ws->router + (size_t)t * (size_t)c->n_experts, scratch, experts + t * slots,
                    weights + t * slots);
         pool_barrier(p, tid);

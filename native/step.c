@@ -5,12 +5,12 @@
 
 #include "error.h"
 
-/* ---- claiming stripes of rows ------------------------------------------------- */
+/* ---- stripes of rows ------------------------------------------------------------ */
 
 enum {
-    CLAIMS = 3,          /* of each thread in a phase: few, since a claim begins with weights that
-                            nobody fetched ahead, but more than one, for a thread held up */
-    MIN_BYTES = 1 << 13, /* of weights in a claim, lest claiming shows ... */
+    STRIPES = 8,         /* of each thread in a phase, so that others can help one held up; */
+    TALL_STRIPES = 3,    /* fewer of many columns, which are read anew for each */
+    MIN_BYTES = 1 << 13, /* of weights in a stripe, lest claiming shows ... */
     MAX_BYTES = 1 << 22, /* ... and the tail of a phase */
 };
 
@@ -18,64 +18,79 @@ typedef struct {
     int first, last;
 } range;
 
-/* Walks through the stripes of one matrix after another; init with {.taken = true}. */
-typedef struct {
-    int number; /* of the last claim, */
-    bool taken; /* whose stripe was given out */
-    int passed; /* stripes of the matrices before the current one */
-} claims;
-
-/* The next stripe of the current matrix that falls to this thread; false: on to the next. */
-static bool next_stripe(claims *c, pool *p, int n_rows, int height, range *r) {
-    int count = (n_rows + height - 1) / height;
-    if (c->taken) c->number = pool_claim(p);
-    c->taken = c->number < c->passed + count;
-    if (!c->taken) {
-        c->passed += count;
-        return false;
-    }
-    r->first = (c->number - c->passed) * height;
-    r->last = r->first + height < n_rows ? r->first + height : n_rows;
-    return true;
-}
-
 /* Rows of a stripe, a multiple of 32, in a phase that reads phase_bytes of weights, row_bytes
  * of them for a row. A tile of n columns fits the scratch. */
 static int stripe_height(const step *s, size_t phase_bytes, size_t row_bytes, int n) {
-    size_t bytes = phase_bytes / (CLAIMS * (size_t)pool_size(s->work->model->pool));
+    size_t stripes = n == 1 ? STRIPES : TALL_STRIPES;
+    size_t bytes = phase_bytes / (stripes * (size_t)pool_size(s->work->model->pool));
     bytes = bytes < MIN_BYTES ? MIN_BYTES : bytes > MAX_BYTES ? MAX_BYTES : bytes;
     size_t height = (bytes / row_bytes + 31) & ~(size_t)31;
     size_t most = (SCRATCH / (size_t)(n < TILE_COLUMNS ? n : TILE_COLUMNS)) & ~(size_t)31;
     return (int)(height < 32 ? 32 : height < most ? height : most);
 }
 
+static int n_stripes(const weight *w, int height) { return (w->n_out + height - 1) / height; }
+
+/* The rows of a task, and all those around it that are this thread's share of the matrix: they
+ * are fetched ahead. */
+typedef struct {
+    range rows, share;
+} stripe;
+
+static range rows_of(const weight *w, int height, int first, int last) {
+    int count = n_stripes(w, height);
+    first = first < 0 ? 0 : first > count ? count : first;
+    last = last < 0 ? 0 : last > count ? count : last;
+    return (range){first * height, last * height < w->n_out ? last * height : w->n_out};
+}
+
+/* Task number i of n_tasks; those of this matrix begin at base. */
+static stripe stripe_of(const step *s, const weight *w, int height, int i, int base, int n_tasks,
+                        int tid) {
+    pool_share own = pool_share_of(s->work->model->pool, tid, n_tasks);
+    range rows = rows_of(w, height, i - base, i - base + 1);
+    if (i < own.first || i >= own.last) return (stripe){rows, rows}; /* another's */
+    return (stripe){rows, rows_of(w, height, own.first - base, own.last - base)};
+}
+
 static size_t matrix_bytes(const weight *w) { return (size_t)w->n_out * w->row_bytes; }
 
 /* ---- products ----------------------------------------------------------------- */
 
-/* Rows r of y = W x, the first of them at y[0], y[stride], ... of the n columns. */
-static void multiply_rows(const step *s, const weight *w, range r, const vectors *x,
+/* y = W x of a stripe, its first row at y[0], y[stride], ... of the n columns. */
+static void multiply_rows(const step *s, const weight *w, stripe at, const vectors *x,
                           const int32_t *x_index, int n, float *y, size_t stride) {
     bool act = takes_act(w);
     s->work->model->cpu->matmul(
         &(matmul_args){.type = w->type, .n_in = w->n_in,
-                       .w = w->data + (size_t)r.first * w->row_bytes, .row_bytes = w->row_bytes,
+                       .w = w->data + (size_t)at.rows.first * w->row_bytes,
+                       .row_bytes = w->row_bytes,
                        .x = act ? (const void *)x->q : x->f,
                        .x_stride = act ? act_bytes(x->n) : (size_t)x->n * sizeof(float),
-                       .x_index = x_index, .y = y, .y_stride = stride, .n_cols = n},
-        0, r.last - r.first);
+                       .x_index = x_index, .y = y, .y_stride = stride, .n_cols = n,
+                       .ahead = w->data + (size_t)at.share.first * w->row_bytes,
+                       .ahead_bytes = (size_t)(at.share.last - at.share.first) * w->row_bytes},
+        0, at.rows.last - at.rows.first);
 }
 
-void multiply(const step *s, const vectors *x, int n, const product *products, int n_products) {
+void multiply(const step *s, const vectors *x, int n, const product *products, int n_products,
+              int tid) {
     size_t phase_bytes = 0;
-    claims c = {.taken = true};
+    int n_tasks = 0;
     for (int i = 0; i < n_products; i++) phase_bytes += matrix_bytes(products[i].w);
     for (int i = 0; i < n_products; i++) {
         const weight *w = products[i].w;
-        int height = stripe_height(s, phase_bytes, w->row_bytes, n);
-        for (range r; next_stripe(&c, s->work->model->pool, w->n_out, height, &r);)
-            multiply_rows(s, w, r, x, NULL, n, products[i].y + r.first, (size_t)w->n_out);
+        n_tasks += n_stripes(w, stripe_height(s, phase_bytes, w->row_bytes, n));
     }
+    for (int task; (task = pool_claim(s->work->model->pool, tid, n_tasks)) >= 0;)
+        for (int i = 0, base = 0, count; i < n_products; i++, base += count) {
+            const weight *w = products[i].w;
+            int height = stripe_height(s, phase_bytes, w->row_bytes, n);
+            count = n_stripes(w, height);
+            if (task < base || task >= base + count) continue;
+            stripe at = stripe_of(s, w, height, task, base, n_tasks, tid);
+            multiply_rows(s, w, at, x, NULL, n, products[i].y + at.rows.first, (size_t)w->n_out);
+        }
 }
 
 static weight expert(const weight *all, int e) {
@@ -91,55 +106,72 @@ static size_t experts_bytes(const weight *w, const routing *route) {
     return bytes;
 }
 
-/* Rows r of hidden for n entries, whose vectors are x[index[0]], ... */
-static void gate_and_up_rows(const step *s, const layer *l, int e, range r, const vectors *x,
+/* A stripe of hidden for n entries, whose vectors are x[index[0]], ... */
+static void gate_and_up_rows(const step *s, const layer *l, int e, stripe at, const vectors *x,
                              const int32_t *index, int n, vectors hidden, float *up_y) {
     const backend *cpu = s->work->model->cpu;
     weight gate = expert(&l->gate, e), up = expert(&l->up, e);
-    int height = r.last - r.first;
-    multiply_rows(s, &gate, r, x, index, n, hidden.f + r.first, (size_t)hidden.n);
-    multiply_rows(s, &up, r, x, index, n, up_y, (size_t)height);
+    int first = at.rows.first, last = at.rows.last, height = last - first;
+    multiply_rows(s, &gate, at, x, index, n, hidden.f + first, (size_t)hidden.n);
+    multiply_rows(s, &up, at, x, index, n, up_y, (size_t)height);
     for (int i = 0; i < n; i++, hidden = vectors_from(hidden, 1)) {
-        cpu->swiglu(hidden.f + r.first, up_y + (size_t)i * (size_t)height, height);
-        if (takes_act(&l->down)) cpu->quantize(hidden.f, hidden.q, hidden.n, r.first, r.last);
+        cpu->swiglu(hidden.f + first, up_y + (size_t)i * (size_t)height, height);
+        if (takes_act(&l->down)) cpu->quantize(hidden.f, hidden.q, hidden.n, first, last);
+    }
+}
+
+/* A stripe for all entries of expert e. */
+static void gate_and_up_stripe(const step *s, const layer *l, int e, stripe at, const vectors *x,
+                               const routing *route, float *scratch) {
+    int last = route->start[e + 1];
+    for (int i = route->start[e]; i < last; i += TILE_COLUMNS) {
+        int n = last - i < TILE_COLUMNS ? last - i : TILE_COLUMNS;
+        vectors from = route->token ? *x : vectors_from(*x, i);
+        gate_and_up_rows(s, l, e, at, &from, route->token ? route->token + i : NULL, n,
+                         vectors_from(s->work->hidden, i), scratch);
     }
 }
 
 void gate_and_up(const step *s, const layer *l, const vectors *x, const routing *route, int tid) {
     const workspace *ws = s->work;
-    float *scratch = ws->scratch + (size_t)tid * SCRATCH;
     size_t phase_bytes = experts_bytes(&l->gate, route) + experts_bytes(&l->up, route);
-    claims c = {.taken = true};
-    for (int e = 0; e < route->n_experts; e++) {
-        int first = route->start[e], last = route->start[e + 1];
-        if (first == last) continue;
-        int height = stripe_height(s, phase_bytes, l->gate.row_bytes + l->up.row_bytes,
-                                   last - first);
-        for (range r; next_stripe(&c, ws->model->pool, l->gate.n_out, height, &r);)
-            for (int i = first; i < last; i += TILE_COLUMNS) {
-                int n = last - i < TILE_COLUMNS ? last - i : TILE_COLUMNS;
-                vectors from = route->token ? *x : vectors_from(*x, i);
-                gate_and_up_rows(s, l, e, r, &from, route->token ? route->token + i : NULL, n,
-                                 vectors_from(ws->hidden, i), scratch);
-            }
+    size_t row_bytes = l->gate.row_bytes + l->up.row_bytes;
+    int height[2], count[2], n_tasks = 0; /* of experts with one entry, and with more */
+    for (int more = 0; more < 2; more++) {
+        height[more] = stripe_height(s, phase_bytes, row_bytes, more ? TILE_COLUMNS : 1);
+        count[more] = n_stripes(&l->gate, height[more]);
     }
+    for (int e = 0; e < route->n_experts; e++) {
+        int n = route->start[e + 1] - route->start[e];
+        if (n > 0) n_tasks += count[n > 1];
+    }
+    for (int task; (task = pool_claim(ws->model->pool, tid, n_tasks)) >= 0;)
+        for (int e = 0, base = 0; e < route->n_experts; e++) {
+            int n = route->start[e + 1] - route->start[e];
+            if (n == 0) continue;
+            if (task >= base && task < base + count[n > 1])
+                gate_and_up_stripe(s, l, e,
+                                   stripe_of(s, &l->gate, height[n > 1], task, base, n_tasks, tid),
+                                   x, route, ws->scratch + (size_t)tid * SCRATCH);
+            base += count[n > 1];
+        }
 }
 
-/* Rows r of x += weight * (W h) for the entries of one expert. */
-static void add_rows(const step *s, const weight *w, range r, const vectors *h,
+/* A stripe of x += weight * (W h) for the entries of one expert. */
+static void add_rows(const step *s, const weight *w, stripe at, const vectors *h,
                      const routing *route, int e, float *y) {
     const workspace *ws = s->work;
     weight own = expert(w, e);
-    int height = r.last - r.first, last = route->start[e + 1];
+    int height = at.rows.last - at.rows.first, last = route->start[e + 1];
     for (int first = route->start[e]; first < last; first += TILE_COLUMNS) {
         int n = last - first < TILE_COLUMNS ? last - first : TILE_COLUMNS;
         vectors from = vectors_from(*h, first);
-        multiply_rows(s, &own, r, &from, NULL, n, y, (size_t)height);
+        multiply_rows(s, &own, at, &from, NULL, n, y, (size_t)height);
         for (int i = 0; i < n; i++) {
             int token = route->token ? route->token[first + i] : first + i;
             float factor = route->weight ? route->weight[first + i] : 1;
-            ws->model->cpu->axpy(ws->x + (size_t)token * (size_t)w->n_out + r.first, factor,
-                                 y + (size_t)i * (size_t)height, height);
+            float *to = ws->x + (size_t)token * (size_t)w->n_out + at.rows.first;
+            ws->model->cpu->axpy(to, factor, y + (size_t)i * (size_t)height, height);
         }
     }
 }
@@ -149,10 +181,12 @@ void multiply_add(const step *s, const weight *w, const vectors *h, const routin
     const workspace *ws = s->work;
     size_t phase_bytes = experts_bytes(w, route);
     int height = stripe_height(s, phase_bytes, phase_bytes / (size_t)w->n_out, s->n);
-    claims c = {.taken = true};
-    for (range r; next_stripe(&c, ws->model->pool, w->n_out, height, &r);)
+    int n_tasks = n_stripes(w, height);
+    for (int task; (task = pool_claim(ws->model->pool, tid, n_tasks)) >= 0;) {
+        stripe at = stripe_of(s, w, height, task, 0, n_tasks, tid);
         for (int e = 0; e < route->n_experts; e++)
-            add_rows(s, w, r, h, route, e, ws->scratch + (size_t)tid * SCRATCH);
+            add_rows(s, w, at, h, route, e, ws->scratch + (size_t)tid * SCRATCH);
+    }
 }
 
 /* ---- working memory ------------------------------------------------------- */

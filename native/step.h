@@ -1,9 +1,8 @@
 /* step.h - one step of the forward pass: its working memory, and the matrix products whose
  * rows the threads claim stripe by stripe.
  *
- * Between two barriers the threads share one list of tasks, which they claim in ascending
- * order (pool_claim), so that a thread that the system holds up costs little. Who computes a
- * value never changes how: results do not depend on the number of threads.
+ * Between two barriers the threads share one list of tasks, which they claim (pool_claim).
+ * Who computes a value never changes how: results do not depend on the number of threads.
  */
 #ifndef QWEN3_STEP_H
 #define QWEN3_STEP_H
@@ -97,7 +96,8 @@ typedef struct {
     const weight *w;
     float *y; /* [n][n_out] */
 } product;
-void multiply(const step *, const vectors *x, int n, const product *products, int n_products);
+void multiply(const step *, const vectors *x, int n, const product *products, int n_products,
+              int tid);
 
 /* hidden = silu(gate x) * (up x) of every entry, in the form that down takes. */
 void gate_and_up(const step *, const layer *, const vectors *x, const routing *, int tid);

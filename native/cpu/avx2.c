@@ -52,15 +52,21 @@ ALWAYS_INLINE vu add_pairs(vu dot, __m256i sum, int times) {
     return dot + (vu)_mm256_madd_epi16(sum, _mm256_set1_epi16((short)times));
 }
 
-ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) {
+ALWAYS_INLINE vu add_products(const shape t, vu dot, const vu q[4], const vu x[4]) {
     const int step = summable(t.top, 4);
     __m256i sum = _mm256_setzero_si256();
     for (int k = 0; k < 4; k++) {
-        __m256i more = pairs(t, (__m256i)q[k], every_lane(x + 4 * k));
+        __m256i more = pairs(t, (__m256i)q[k], (__m256i)x[k]);
         sum = k % step ? _mm256_add_epi16(sum, more) : more;
         if (k % step == step - 1) dot = add_pairs(dot, sum, 1);
     }
     return dot;
+}
+
+ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) {
+    const vu four[4] = {(vu)every_lane(x), (vu)every_lane(x + 4), (vu)every_lane(x + 8),
+                        (vu)every_lane(x + 12)};
+    return add_products(t, dot, q, four);
 }
 
 /* Tiles take a byte as the low nibbles of q + 128 and the high ones. */
@@ -74,6 +80,9 @@ ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
 }
 
 #include "panel.h"
+
+enum { BYTE_OFFSET = 0, HIGH = 0 };
+#include "wide.h"
 
 /* ---- tiles, see tile.h ------------------------------------------------------------- */
 
@@ -126,18 +135,18 @@ TILES(q4_offset)
 TILES(q5_min)
 TILES(q5_offset)
 TILES(q6_offset)
-KERNEL(q8_0, byte)
-KERNEL(q4_0, q4_offset)
-KERNEL(q4_1, q4_min)
-KERNEL(q5_0, q5_offset)
-KERNEL(q5_1, q5_min)
-KERNEL(iq4_nl, byte)
-KERNEL(q2_K, q2_min)
-KERNEL(q3_K, q3_offset)
-KERNEL(q4_K, q4_min)
-KERNEL(q5_K, q5_min)
-KERNEL(q6_K, q6_offset)
-KERNEL(iq4_xs, byte)
+KERNEL(q8_0, byte, wide)
+KERNEL(q4_0, q4_offset, wide)
+KERNEL(q4_1, q4_min, wide)
+KERNEL(q5_0, q5_offset, panel)
+KERNEL(q5_1, q5_min, panel)
+KERNEL(iq4_nl, byte, panel)
+KERNEL(q2_K, q2_min, panel)
+KERNEL(q3_K, q3_offset, panel)
+KERNEL(q4_K, q4_min, wide)
+KERNEL(q5_K, q5_min, wide)
+KERNEL(q6_K, q6_offset, wide)
+KERNEL(iq4_xs, byte, panel)
 
 static void matmul(const matmul_args *a, int row0, int row1) {
     static const panel_kernel *const kernels[TYPE_COUNT] = {

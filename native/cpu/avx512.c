@@ -68,19 +68,23 @@ ALWAYS_INLINE __m512i every_fourth_row(const uint8_t *src, size_t stride) {
     return _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(src + 12 * stride)), 3);
 }
 
-ALWAYS_INLINE void load_quads(const uint8_t *src, size_t stride, vu out[4]) {
-    /* Hidden, lest the compiler keep 16 row addresses and spill most: four addresses and the
-     * multiples that the instructions themselves form do. */
-    __asm__("" : "+r"(stride));
-    __m512i a = every_fourth_row(src, stride), b = every_fourth_row(src + stride, stride);
-    __m512i c = every_fourth_row(src + 2 * stride, stride);
-    __m512i d = every_fourth_row(src + 3 * stride, stride);
+/* The dwords of each lane: out[k] has the k-th of a, b, c and d. */
+ALWAYS_INLINE void transpose(__m512i a, __m512i b, __m512i c, __m512i d, vu out[4]) {
     __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
     out[0] = (vu)_mm512_unpacklo_epi64(ab, cd);
     out[1] = (vu)_mm512_unpackhi_epi64(ab, cd);
     ab = _mm512_unpackhi_epi32(a, b), cd = _mm512_unpackhi_epi32(c, d);
     out[2] = (vu)_mm512_unpacklo_epi64(ab, cd);
     out[3] = (vu)_mm512_unpackhi_epi64(ab, cd);
+}
+
+ALWAYS_INLINE void load_quads(const uint8_t *src, size_t stride, vu out[4]) {
+    /* Hidden, lest the compiler keep 16 row addresses and spill most: four addresses and the
+     * multiples that the instructions themselves form do. */
+    __asm__("" : "+r"(stride));
+    transpose(every_fourth_row(src, stride), every_fourth_row(src + stride, stride),
+              every_fourth_row(src + 2 * stride, stride),
+              every_fourth_row(src + 3 * stride, stride), out);
 }
 
 ALWAYS_INLINE vu load_dwords(const uint8_t *src, size_t stride) {
@@ -111,6 +115,14 @@ ALWAYS_INLINE vu start(const shape t, const act_unit *x, int j) {
     return (vu)_mm512_set1_epi32(bits);
 }
 
+/* M - offset * the sum of x. The act unit has M - 128 * that, and 2^22 divides the bits of M. */
+ALWAYS_INLINE vu start_less(int offset, const shape t, const act_unit *x, int j) {
+    if (offset == 0) return (vu)_mm512_set1_epi32(ACT_START);
+    uint32_t part = 128 / (uint32_t)offset;
+    vu bits = (vu)_mm512_set1_epi32(t.run == 32 ? x->start32[j] : x->start16[j]);
+    return bits / part + (ACT_START - ACT_START / part);
+}
+
 ALWAYS_INLINE vu add_quad(vu dot, vu q, const int8_t *x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
@@ -130,6 +142,62 @@ ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
 }
 
 #include "panel.h"
+
+/* ---- one column, see wide.h ---------------------------------------------------------- */
+
+enum { BYTE_OFFSET = 128, HIGH = 4 };
+
+ALWAYS_INLINE __m512i load_chunks(const uint8_t *p, int odd, int pair) {
+    if (odd != 16) {
+        __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const void *)p));
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(p + odd)), 1);
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(p + pair)), 2);
+        return _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(p + pair + odd)), 3);
+    }
+    if (pair == 32) return _mm512_loadu_si512(p);
+    __m256i two = _mm256_loadu_si256((const void *)p);
+    if (pair == 0) return _mm512_broadcast_i64x4(two);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(two),
+                              _mm256_loadu_si256((const void *)(p + pair)), 1);
+}
+
+ALWAYS_INLINE void repeat_dwords(__m512i v, vu out[4]) {
+    out[0] = (vu)_mm512_shuffle_epi32(v, 0x00);
+    out[1] = (vu)_mm512_shuffle_epi32(v, 0x55);
+    out[2] = (vu)_mm512_shuffle_epi32(v, 0xaa);
+    out[3] = (vu)_mm512_shuffle_epi32(v, 0xff);
+}
+
+ALWAYS_INLINE vu add_products(const shape t, vu dot, const vu q[4], const vu x[4]) {
+    (void)t;
+    for (int k = 0; k < 4; k++)
+        dot = (vu)_mm512_dpbusd_epi32((__m512i)dot, (__m512i)q[k], (__m512i)x[k]);
+    return dot;
+}
+
+/* Lanes 0 and 2 of both, or 1 and 3. */
+ALWAYS_INLINE vu even(vu a, vu b) {
+    return (vu)_mm512_shuffle_i32x4((__m512i)a, (__m512i)b, 0x88);
+}
+ALWAYS_INLINE vu odd(vu a, vu b) {
+    return (vu)_mm512_shuffle_i32x4((__m512i)a, (__m512i)b, 0xdd);
+}
+
+ALWAYS_INLINE void add_pairs_of_chunks(const vu v[4], vu out[2]) {
+    vu a = even(v[0], v[1]) + odd(v[0], v[1]), b = even(v[2], v[3]) + odd(v[2], v[3]);
+    out[0] = even(a, b);
+    out[1] = odd(a, b);
+}
+
+ALWAYS_INLINE void one_by_one(const vu v[4], vu out[4]) {
+    vu a = even(v[0], v[1]), b = even(v[2], v[3]), c = odd(v[0], v[1]), d = odd(v[2], v[3]);
+    out[0] = even(a, b);
+    out[1] = even(c, d);
+    out[2] = odd(a, b);
+    out[3] = odd(c, d);
+}
+
+#include "wide.h"
 
 /* ---- tiles, see tile.h ------------------------------------------------------------- */
 
@@ -161,18 +229,18 @@ TILES(plain)
 TILES(minimum)
 TILES(plain_16)
 TILES(minimum_16)
-KERNEL(q8_0, plain)
-KERNEL(q4_0, plain)
-KERNEL(q4_1, minimum)
-KERNEL(q5_0, plain)
-KERNEL(q5_1, minimum)
-KERNEL(iq4_nl, plain)
-KERNEL(q2_K, minimum_16)
-KERNEL(q3_K, plain_16)
-KERNEL(q4_K, minimum)
-KERNEL(q5_K, minimum)
-KERNEL(q6_K, plain_16)
-KERNEL(iq4_xs, plain)
+KERNEL(q8_0, plain, wide)
+KERNEL(q4_0, plain, wide)
+KERNEL(q4_1, minimum, wide)
+KERNEL(q5_0, plain, panel)
+KERNEL(q5_1, minimum, panel)
+KERNEL(iq4_nl, plain, panel)
+KERNEL(q2_K, minimum_16, panel)
+KERNEL(q3_K, plain_16, panel)
+KERNEL(q4_K, minimum, wide)
+KERNEL(q5_K, minimum, wide)
+KERNEL(q6_K, plain_16, wide)
+KERNEL(iq4_xs, plain, panel)
 
 static void matmul(const matmul_args *a, int row0, int row1) {
     static const panel_kernel *const kernels[TYPE_COUNT] = {

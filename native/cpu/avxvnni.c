@@ -24,8 +24,22 @@ ALWAYS_INLINE vu start(const shape t, const act_unit *x, int j) {
     return (vu)every_lane(t.run == 32 ? &x->start32[j] : &x->start16[j]);
 }
 
+/* As in avx512.c. */
+ALWAYS_INLINE vu start_less(int offset, const shape t, const act_unit *x, int j) {
+    if (offset == 0) return (vu)_mm256_set1_epi32(ACT_START);
+    uint32_t part = 128 / (uint32_t)offset;
+    vu bits = (vu)every_lane(t.run == 32 ? &x->start32[j] : &x->start16[j]);
+    return bits / part + (ACT_START - ACT_START / part);
+}
+
 ALWAYS_INLINE vu add_quad(vu dot, vu q, __m256i x) {
     return (vu)_mm256_dpbusd_avx_epi32((__m256i)dot, (__m256i)q, x);
+}
+
+ALWAYS_INLINE vu add_products(const shape t, vu dot, const vu q[4], const vu x[4]) {
+    (void)t;
+    for (int k = 0; k < 4; k++) dot = add_quad(dot, q[k], (__m256i)x[k]);
+    return dot;
 }
 
 ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) {
@@ -41,6 +55,9 @@ ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
 }
 
 #include "panel.h"
+
+enum { BYTE_OFFSET = 128, HIGH = 4 };
+#include "wide.h"
 
 /* ---- tiles, see tile.h ------------------------------------------------------------- */
 
@@ -73,18 +90,18 @@ TILES(plain)
 TILES(minimum)
 TILES(plain_16)
 TILES(minimum_16)
-KERNEL(q8_0, plain)
-KERNEL(q4_0, plain)
-KERNEL(q4_1, minimum)
-KERNEL(q5_0, plain)
-KERNEL(q5_1, minimum)
-KERNEL(iq4_nl, plain)
-KERNEL(q2_K, minimum_16)
-KERNEL(q3_K, plain_16)
-KERNEL(q4_K, minimum)
-KERNEL(q5_K, minimum)
-KERNEL(q6_K, plain_16)
-KERNEL(iq4_xs, plain)
+KERNEL(q8_0, plain, wide)
+KERNEL(q4_0, plain, wide)
+KERNEL(q4_1, minimum, wide)
+KERNEL(q5_0, plain, panel)
+KERNEL(q5_1, minimum, panel)
+KERNEL(iq4_nl, plain, panel)
+KERNEL(q2_K, minimum_16, panel)
+KERNEL(q3_K, plain_16, panel)
+KERNEL(q4_K, minimum, wide)
+KERNEL(q5_K, minimum, wide)
+KERNEL(q6_K, plain_16, wide)
+KERNEL(iq4_xs, plain, panel)
 
 static void matmul(const matmul_args *a, int row0, int row1) {
     static const panel_kernel *const kernels[TYPE_COUNT] = {

@@ -23,6 +23,7 @@ enum {
  * tickets to the same one in either order, so they are counted, not set. */
 typedef struct {
     alignas(CACHE_LINE) atomic_uint given;
+    alignas(CACHE_LINE) atomic_int claimed; /* of its share, since the last barrier */
     /* touched by the owner alone */
     unsigned taken;
     int64_t spin_ns; /* at most, before it sleeps */
@@ -32,7 +33,6 @@ typedef struct {
 
 struct pool {
     alignas(CACHE_LINE) atomic_int arrived; /* at the current barrier */
-    alignas(CACHE_LINE) atomic_int claimed; /* since the last barrier */
     alignas(CACHE_LINE) atomic_int asleep;
     void (*fn)(void *arg, int tid, int n_threads); /* NULL: quit */
     void *arg;
@@ -112,13 +112,29 @@ void pool_barrier(pool *p, int tid) {
         take_ticket(&p->members[tid]);
     } else { /* the last one: nobody claims before it gives the tickets */
         atomic_store(&p->arrived, 0);
-        atomic_store_explicit(&p->claimed, 0, memory_order_relaxed);
+        for (int i = 0; i < p->n_threads; i++)
+            atomic_store_explicit(&p->members[i].claimed, 0, memory_order_relaxed);
         give_tickets(p, p->n_threads, tid);
     }
 }
 
-int pool_claim(pool *p) {
-    return atomic_fetch_add_explicit(&p->claimed, 1, memory_order_relaxed);
+pool_share pool_share_of(const pool *p, int tid, int n_tasks) {
+    int64_t n = p->n_threads, up = n - 1; /* rounded up: few tasks go to the first threads */
+    return (pool_share){(int)(((int64_t)n_tasks * tid + up) / n),
+                        (int)(((int64_t)n_tasks * (tid + 1) + up) / n)};
+}
+
+int pool_claim(pool *p, int tid, int n_tasks) {
+    for (int i = 0; i < p->n_threads; i++) {
+        int owner = (tid + i) % p->n_threads;
+        pool_share share = pool_share_of(p, owner, n_tasks);
+        atomic_int *claimed = &p->members[owner].claimed;
+        int n = share.last - share.first;
+        if (atomic_load_explicit(claimed, memory_order_relaxed) >= n) continue;
+        int task = atomic_fetch_add_explicit(claimed, 1, memory_order_relaxed);
+        if (task < n) return share.first + task;
+    }
+    return -1;
 }
 
 void pool_run(pool *p, void (*fn)(void *arg, int tid, int n_threads), void *arg) {

@@ -23,8 +23,15 @@ void pool_run(pool *, void (*fn)(void *arg, int tid, int n_threads), void *arg);
 /* Inside fn: waits until every thread has come to its barrier. */
 void pool_barrier(pool *, int tid);
 
-/* Inside fn: 0, 1, 2, ... counted anew behind every barrier, each number to one thread. A
- * thread that claims tasks until the number is past the last holds the others up least. */
-int pool_claim(pool *);
+/* Inside fn: claims one of the tasks 0 ... n_tasks - 1, which are counted anew behind every
+ * barrier; -1 when none is left. A thread goes through its share of them in order, then through
+ * what others have left of theirs: so one that is held up holds the others up least. */
+int pool_claim(pool *, int tid, int n_tasks);
+
+/* The share of thread tid: tasks [first, last). */
+typedef struct {
+    int first, last;
+} pool_share;
+pool_share pool_share_of(const pool *, int tid, int n_tasks);
 
 #endif

@@ -6,7 +6,7 @@
  * level while all rows of the call go by. In each case a result is summed in the order that
  * product.h defines.
  *
- * The file that includes this (after panel.h) defines
+ * The file that includes this (after panel.h, and wide.h if it has that) defines
  *   dots(...)        the sums of products of a run for a tile: see avx512.c
  *   scaled(dot, s)   a finished sum times a scale, rounded once
  *   MAX_R, MAX_C     bounds of a tile; FOR_COLUMNS(F, shape, R) is
@@ -85,17 +85,28 @@ typedef struct {
     bool single;
 } row_set;
 
-/* ahead: so many rows further on lie what is read after these. */
-ALWAYS_INLINE rows unit_rows(row_set set, int unit, size_t bytes, int ahead) {
+ALWAYS_INLINE rows unit_rows(row_set set, int unit, size_t bytes) {
     const matmul_args *a = set.a;
-    size_t at = (size_t)unit * bytes;
-    return (rows){row_w(a, set.row) + at, set.single ? 0 : a->row_bytes,
-                  (uintptr_t)row_w(a, set.row + ahead) + at * LANES};
+    const uint8_t *src = row_w(a, set.row);
+    size_t at = (size_t)unit * bytes, done = (size_t)(src - (const uint8_t *)a->ahead) + at * LANES;
+    return (rows){src + at, set.single ? 0 : a->row_bytes,
+                  a->ahead ? fetched_ahead(a->ahead, done, a->ahead_bytes) : 0, 0};
 }
 
-/* Columns [0, n_cols), as C of them: what is too many repeats the first and is dropped. */
-ALWAYS_INLINE void few_columns(void (*unpack)(rows, int, sink), const shape t, row_set set,
-                               const int C) {
+/* Adds n groups, with the unit that w is at, to y. */
+ALWAYS_INLINE void add_unit(void (*unpack)(rows, int, sink), const shape t, rows w, int n,
+                            const act_unit *const *x, const int C, vf *y) {
+    panel p;
+    vu dot[UNIT / 16][FEW];
+    unpack(w, n, (sink){&p, t, C, x, dot});
+    UNROLL_RUNS for (int j = 0; j < 32 / t.run * n; j++)
+        for (int c = 0; c < C; c++) y[c] = add_term(t, &p, j, dot[j][c], x[c], y[c]);
+}
+
+/* Columns [0, n_cols), as C of them: what is too many repeats the first and is dropped. Whole
+ * units may have an unpacker of their own. */
+ALWAYS_INLINE void few_columns(void (*whole)(rows, int, sink), void (*unpack)(rows, int, sink),
+                               const shape t, row_set set, const int C) {
     const matmul_args *a = set.a;
     const act_unit *x[FEW];
     size_t bytes = unit_bytes(a->type);
@@ -104,19 +115,12 @@ ALWAYS_INLINE void few_columns(void (*unpack)(rows, int, sink), const shape t, r
         x[c] = column_x(a, c < a->n_cols ? c : 0);
         y[c] = vf_zero();
     }
-    for (int i = 0; i < a->n_in; i += UNIT) {
-        panel p;
-        vu dot[UNIT / 16][FEW];
-        int n = groups_at(i, a->n_in);
-        sink s = {&p, t, C, x, dot};
-        if (n == GROUPS) /* the count as a constant: no loop is left */
-            unpack(unit_rows(set, i / UNIT, bytes, LANES), GROUPS, s);
-        else
-            unpack(unit_rows(set, i / UNIT, bytes, LANES), n, s);
-        for (int j = 0; j < 32 / t.run * n; j++)
-            for (int c = 0; c < C; c++) y[c] = add_term(t, &p, j, dot[j][c], x[c], y[c]);
+    int n_units = a->n_in / UNIT, rest = a->n_in % UNIT / 32;
+    for (int u = 0; u < n_units; u++) { /* the count as a constant: no loop is left */
+        add_unit(whole, t, unit_rows(set, u, bytes), GROUPS, x, C, y);
         for (int c = 0; c < C; c++) x[c]++;
     }
+    if (rest) add_unit(unpack, t, unit_rows(set, n_units, bytes), rest, x, C, y);
     for (int c = 0; c < C && c < a->n_cols; c++) {
         float lanes[LANES];
         vf_store(set.single ? lanes : column_y(a, c) + set.row, y[c]);
@@ -132,13 +136,19 @@ typedef struct {
     tile_function *const (*tiles)[MAX_C];
 } panel_kernel;
 
-#define KERNEL(type, shape)                                                            \
-    static void type##_unpack(rows w, int n, panel *p) {                               \
-        type##_panel(w, n, (sink){p, shape, 0, NULL, NULL});                           \
-    }                                                                                  \
-    static void type##_one(row_set set) { few_columns(type##_panel, shape, set, 1); }   \
-    static void type##_few(row_set set) { few_columns(type##_panel, shape, set, FEW); } \
-    static const panel_kernel type##_kernel = {type##_unpack, type##_one, type##_few,  \
+/* Panels are not fetched ahead: the tiles leave the hardware time enough. */
+#define KERNEL(type, shape, whole)                                                           \
+    static void type##_unpack(rows w, int n, panel *p) {                                     \
+        w.next = 0;                                                                          \
+        type##_panel(w, n, (sink){p, shape, 0, NULL, NULL});                                 \
+    }                                                                                        \
+    static void type##_one(row_set set) {                                                    \
+        few_columns(type##_##whole, type##_panel, shape, set, 1);                               \
+    }                                                                                        \
+    static void type##_few(row_set set) {                                                    \
+        few_columns(type##_panel, type##_panel, shape, set, FEW);                            \
+    }                                                                                        \
+    static const panel_kernel type##_kernel = {type##_unpack, type##_one, type##_few,        \
                                                shape##_tiles};
 
 /* All columns, R panels from set.row on, units [u0, u1). */
@@ -151,7 +161,7 @@ static void many_columns(panel_kernel kernel, row_set set, const int R, int u0, 
         int n = groups_at(u * UNIT, a->n_in);
         for (int r = 0; r < R; r++) {
             row_set at = {a, set.row + r * LANES, set.single};
-            kernel.unpack(unit_rows(at, u, bytes, R * LANES), n, &p[(u - u0) * R + r]);
+            kernel.unpack(unit_rows(at, u, bytes), n, &p[(u - u0) * R + r]);
         }
         n_groups += n;
     }

@@ -72,16 +72,20 @@ ALWAYS_INLINE __m256i row_and_fourth(const uint8_t *src, size_t stride) {
     return _mm256_inserti128_si256(v, _mm_loadu_si128((const void *)(src + 4 * stride)), 1);
 }
 
-ALWAYS_INLINE void load_quads(const uint8_t *src, size_t stride, vu out[4]) {
-    __m256i a = row_and_fourth(src, stride), b = row_and_fourth(src + stride, stride);
-    __m256i c = row_and_fourth(src + 2 * stride, stride);
-    __m256i d = row_and_fourth(src + 3 * stride, stride);
+/* The dwords of each half: out[k] has the k-th of a, b, c and d. */
+ALWAYS_INLINE void transpose(__m256i a, __m256i b, __m256i c, __m256i d, vu out[4]) {
     __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
     out[0] = (vu)_mm256_unpacklo_epi64(ab, cd);
     out[1] = (vu)_mm256_unpackhi_epi64(ab, cd);
     ab = _mm256_unpackhi_epi32(a, b), cd = _mm256_unpackhi_epi32(c, d);
     out[2] = (vu)_mm256_unpacklo_epi64(ab, cd);
     out[3] = (vu)_mm256_unpackhi_epi64(ab, cd);
+}
+
+ALWAYS_INLINE void load_quads(const uint8_t *src, size_t stride, vu out[4]) {
+    transpose(row_and_fourth(src, stride), row_and_fourth(src + stride, stride),
+              row_and_fourth(src + 2 * stride, stride), row_and_fourth(src + 3 * stride, stride),
+              out);
 }
 
 /* Four bytes at p in every lane. */
@@ -111,6 +115,33 @@ ALWAYS_INLINE vf half_low(vu v) {
 ALWAYS_INLINE vu iq4_lookup(vu v) {
     __m128i levels = _mm_loadu_si128((const void *)iq4_levels);
     return (vu)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), (__m256i)v);
+}
+
+/* ---- one column, see wide.h ------------------------------------------------------------- */
+
+ALWAYS_INLINE __m256i load_chunks(const uint8_t *p, int odd, int pair) {
+    (void)pair; /* there are two */
+    if (odd == 16) return _mm256_loadu_si256((const void *)p);
+    __m256i v = _mm256_castsi128_si256(_mm_loadu_si128((const void *)p));
+    return _mm256_inserti128_si256(v, _mm_loadu_si128((const void *)(p + odd)), 1);
+}
+
+ALWAYS_INLINE void repeat_dwords(__m256i v, vu out[4]) {
+    out[0] = (vu)_mm256_shuffle_epi32(v, 0x00);
+    out[1] = (vu)_mm256_shuffle_epi32(v, 0x55);
+    out[2] = (vu)_mm256_shuffle_epi32(v, 0xaa);
+    out[3] = (vu)_mm256_shuffle_epi32(v, 0xff);
+}
+
+ALWAYS_INLINE void one_by_one(const vu v[2], vu out[2]) {
+    out[0] = (vu)_mm256_permute2x128_si256((__m256i)v[0], (__m256i)v[1], 0x20);
+    out[1] = (vu)_mm256_permute2x128_si256((__m256i)v[0], (__m256i)v[1], 0x31);
+}
+
+ALWAYS_INLINE void add_pairs_of_chunks(const vu v[2], vu out[1]) {
+    vu both[2];
+    one_by_one(v, both);
+    out[0] = both[0] + both[1];
 }
 
 /* ---- activations ------------------------------------------------------------------------- */

@@ -67,14 +67,15 @@ static void claim_all(void *arg, int tid, int n_threads) {
     tasks *t = arg;
     (void)n_threads;
     for (int round = 0; round < ROUNDS; round++) {
-        int task, before = -1;
-        for (; (task = pool_claim(t->p)) < TASKS; before = task) {
+        pool_share own = pool_share_of(t->p, tid, TASKS);
+        int task, before = own.first - 1;
+        for (; (task = pool_claim(t->p, tid, TASKS)) >= 0; before = task) {
             t->claimed[task]++;
-            t->out_of_order[tid] += task <= before;
+            if (task >= own.first && task < own.last) t->out_of_order[tid] += task <= before;
         }
         pool_barrier(t->p, tid);
     }
-    pool_claim(t->p); /* left over: the next run begins with 0 all the same */
+    pool_claim(t->p, tid, TASKS); /* left over: the next run begins anew all the same */
 }
 
 static void test_claims(int n_threads) {
@@ -84,6 +85,17 @@ static void test_claims(int n_threads) {
     for (int i = 0; i < 10; i++) pool_run(t.p, claim_all, &t);
     for (int i = 0; i < TASKS; i++) CHECK(t.claimed[i] == 10 * ROUNDS);
     for (int i = 0; i < n_threads; i++) CHECK(t.out_of_order[i] == 0);
+    for (int n = 0; n < 20; n++) { /* shares follow each other, and differ by a task at most */
+        int end = 0;
+        for (int i = 0; i < n_threads; i++) {
+            pool_share share = pool_share_of(t.p, i, n);
+            CHECK(share.first == end);
+            CHECK(share.last - share.first - n / n_threads <= 1);
+            CHECK(share.last - share.first >= n / n_threads);
+            end = share.last;
+        }
+        CHECK(end == n);
+    }
     pool_free(t.p);
 }
 
