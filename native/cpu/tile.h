@@ -81,12 +81,14 @@ typedef void tile_function(const panel *p, const act_unit *const *x, int n_group
 /* Rows [row, row + LANES), or row alone in every lane. */
 typedef struct {
     const matmul_args *a;
+    size_t unit_bytes;
     int row;
     bool single;
 } row_set;
 
-ALWAYS_INLINE rows unit_rows(row_set set, int unit, size_t bytes) {
+ALWAYS_INLINE rows unit_rows(row_set set, int unit) {
     const matmul_args *a = set.a;
+    size_t bytes = set.unit_bytes;
     const uint8_t *src = row_w(a, set.row);
     size_t at = (size_t)unit * bytes, done = (size_t)(src - (const uint8_t *)a->ahead) + at * LANES;
     return (rows){src + at, set.single ? 0 : a->row_bytes,
@@ -109,7 +111,6 @@ ALWAYS_INLINE void few_columns(void (*whole)(rows, int, sink), void (*unpack)(ro
                                const shape t, row_set set, const int C) {
     const matmul_args *a = set.a;
     const act_unit *x[FEW];
-    size_t bytes = unit_bytes(a->type);
     vf y[FEW];
     for (int c = 0; c < C; c++) {
         x[c] = column_x(a, c < a->n_cols ? c : 0);
@@ -117,10 +118,10 @@ ALWAYS_INLINE void few_columns(void (*whole)(rows, int, sink), void (*unpack)(ro
     }
     int n_units = a->n_in / UNIT, rest = a->n_in % UNIT / 32;
     for (int u = 0; u < n_units; u++) { /* the count as a constant: no loop is left */
-        add_unit(whole, t, unit_rows(set, u, bytes), GROUPS, x, C, y);
+        add_unit(whole, t, unit_rows(set, u), GROUPS, x, C, y);
         for (int c = 0; c < C; c++) x[c]++;
     }
-    if (rest) add_unit(unpack, t, unit_rows(set, n_units, bytes), rest, x, C, y);
+    if (rest) add_unit(unpack, t, unit_rows(set, n_units), rest, x, C, y);
     for (int c = 0; c < C && c < a->n_cols; c++) {
         float lanes[LANES];
         vf_store(set.single ? lanes : column_y(a, c) + set.row, y[c]);
@@ -154,14 +155,13 @@ typedef struct {
 /* All columns, R panels from set.row on, units [u0, u1). */
 static void many_columns(panel_kernel kernel, row_set set, const int R, int u0, int u1) {
     const matmul_args *a = set.a;
-    size_t bytes = unit_bytes(a->type);
     int n_groups = 0;
     panel p[K_UNITS * MAX_R];
     for (int u = u0; u < u1; u++) {
         int n = groups_at(u * UNIT, a->n_in);
         for (int r = 0; r < R; r++) {
-            row_set at = {a, set.row + r * LANES, set.single};
-            kernel.unpack(unit_rows(at, u, bytes), n, &p[(u - u0) * R + r]);
+            row_set at = {a, set.unit_bytes, set.row + r * LANES, set.single};
+            kernel.unpack(unit_rows(at, u), n, &p[(u - u0) * R + r]);
         }
         n_groups += n;
     }
@@ -190,12 +190,13 @@ enum { CACHED_BYTES = 512 << 10 };
 
 static inline void panel_product(const matmul_args *a, panel_kernel kernel, int row0, int row1) {
     int n_units = (a->n_in + UNIT - 1) / UNIT;
+    size_t bytes = unit_bytes(a->type);
     bool few = a->n_cols <= FEW;
     bool cached = few || (size_t)a->n_cols * act_bytes(a->n_in) <= CACHED_BYTES;
     int step = cached ? n_units : K_UNITS;
     for (int first = 0; first < n_units; first += step)
         for (int r = row0, n; r < row1; r += n) {
-            row_set set = {a, r, row1 - r < LANES};
+            row_set set = {a, bytes, r, row1 - r < LANES};
             int R = few || row1 - r < MAX_R * LANES ? 1 : MAX_R;
             n = set.single ? 1 : R * LANES;
             if (few) {

@@ -139,6 +139,9 @@ ALWAYS_INLINE void q5_K_wide(rows w, int n, sink s) {
 ALWAYS_INLINE void q6_K_wide(rows w, int n, sink s) {
     (void)n;
     q6_K_panel_scales(&w, s.p);
+    int32_t from[UNIT / 16]; /* start_less(32, ...) of all runs at once */
+    for (int j = 0; j < UNIT / 16; j++)
+        from[j] = (s.x[0]->start16[j] - ACT_START) / 4 + ACT_START;
     UNROLL for (int c = 0; c < GROUPS; c += WIDE) { /* of ql; weights at, and 64 after it */
         const int at = 16 * (c % 4) + 128 * (c / 4);
         vu x[2][4], b[4], two[4], q[2][4], dot[2][WIDE], sums[WIDE];
@@ -157,7 +160,7 @@ ALWAYS_INLINE void q6_K_wide(rows w, int n, sink s) {
             one_by_one(dot[h], sums);
             for (int i = 0; i < WIDE; i++)
                 s.dot[at / 16 + 4 * h + i][0] =
-                    sums[i] + start_less(32, s.t, s.x[0], at / 16 + 4 * h + i);
+                    sums[i] + (uint32_t)from[at / 16 + 4 * h + i];
         }
     }
 }
