@@ -55,7 +55,7 @@ ALWAYS_INLINE vu add_pairs(vu dot, __m256i sum, int times) {
 ALWAYS_INLINE vu add_products(const shape t, vu dot, const vu q[4], const vu x[4]) {
     const int step = summable(t.top, 4);
     __m256i sum = _mm256_setzero_si256();
-    for (int k = 0; k < 4; k++) {
+    UNROLL for (int k = 0; k < 4; k++) {
         __m256i more = pairs(t, (__m256i)q[k], (__m256i)x[k]);
         sum = k % step ? _mm256_add_epi16(sum, more) : more;
         if (k % step == step - 1) dot = add_pairs(dot, sum, 1);
@@ -72,7 +72,7 @@ ALWAYS_INLINE vu add_dot(const shape t, vu dot, const vu q[4], const int8_t *x) 
 /* Tiles take a byte as the low nibbles of q + 128 and the high ones. */
 enum { PARTS = 2, FEW = 1 };
 ALWAYS_INLINE void store_quads(const shape t, vu *to, const vu q[4]) {
-    for (int k = 0; k < 4; k++) {
+    UNROLL for (int k = 0; k < 4; k++) {
         vu byte = q[k] ^ 0x80808080;
         to[k] = t.top == BYTE ? byte & 0x0f0f0f0f : q[k];
         if (t.top == BYTE) to[UNIT / 4 + k] = byte >> 4 & 0x0f0f0f0f;

@@ -25,10 +25,6 @@
 
 #include "vector.h"
 
-/* For loops over registers, whose counts are small constants. */
-#define UNROLL _Pragma("GCC unroll 8")
-#define UNROLL_RUNS _Pragma("GCC unroll 16")
-
 typedef int32_t vs __attribute__((vector_size(4 * LANES)));
 typedef uint8_t vb __attribute__((vector_size(4 * LANES)));
 
@@ -232,28 +228,18 @@ ALWAYS_INLINE void q3_K_panel(rows w, int n, sink s) {
     }
 }
 
-/* out[j] = d times byte j of each lane, which is below 64: in the place where it is, the byte
- * makes the float 2^(23 - 8 j) to 2^(23 - 8 j) + byte, and d times the power is subtracted. */
-ALWAYS_INLINE void scaled_bytes(vf d, vu bytes, vf out[4]) {
-    UNROLL for (int j = 0; j < 3; j++) {
-        vu power = (vu){0} + ((uint32_t)(127 + 23 - 8 * j) << 23);
-        vf sum = (vf)((bytes & (uint32_t)(0x3f << (8 * j))) | power);
-        out[j] = vf_fma(sum, d, negative(vf_mul((vf)power, d)));
-    }
-    out[3] = vf_mul(d, vf_int(bytes >> 24));
-}
-
 /* The 6-bit pairs of Q4_K and Q5_K (see k4_scale_min) behind d and dmin: the first 16 bytes
  * of a super-block. */
 ALWAYS_INLINE void k4_panel_scales(rows *w, panel *p) {
     vu h[4];
     quads(w, 0, h);
     vf d = half_low(h[0]), minus_dmin = negative(half_low(h[0] >> 16));
-    scaled_bytes(d, h[1] & 0x3f3f3f3f, p->scale);
-    scaled_bytes(d, (h[3] & 0x0f0f0f0f) | (h[1] >> 2 & 0x30303030), p->scale + 4);
-    scaled_bytes(minus_dmin, h[2] & 0x3f3f3f3f, p->minus_min);
-    scaled_bytes(minus_dmin, (h[3] >> 4 & 0x0f0f0f0f) | (h[2] >> 2 & 0x30303030),
-                 p->minus_min + 4);
+    vu scale[2] = {h[1] & 0x3f3f3f3f, (h[3] & 0x0f0f0f0f) | (h[1] >> 2 & 0x30303030)};
+    vu min[2] = {h[2] & 0x3f3f3f3f, (h[3] >> 4 & 0x0f0f0f0f) | (h[2] >> 2 & 0x30303030)};
+    for (int g = 0; g < GROUPS; g++) {
+        p->scale[g] = vf_mul(d, byte_of(scale[g / 4], g % 4));
+        p->minus_min[g] = vf_mul(minus_dmin, byte_of(min[g / 4], g % 4));
+    }
 }
 
 /* 32 bytes of qs hold the nibbles of two groups, a bit of each byte of qh a fifth bit. */

@@ -101,7 +101,7 @@ ALWAYS_INLINE void add_unit(void (*unpack)(rows, int, sink), const shape t, rows
     panel p;
     vu dot[UNIT / 16][FEW];
     unpack(w, n, (sink){&p, t, C, x, dot});
-    UNROLL_RUNS for (int j = 0; j < 32 / t.run * n; j++)
+    for (int j = 0; j < 32 / t.run * n; j++)
         for (int c = 0; c < C; c++) y[c] = add_term(t, &p, j, dot[j][c], x[c], y[c]);
 }
 

@@ -18,6 +18,13 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+/* Before a loop whose count is a small constant: its arrays of vectors become registers. */
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* ---- loading -------------------------------------------------------------------- */
 
 /* How one float type is read: a vector at item i, and a single item. */

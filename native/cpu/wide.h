@@ -40,7 +40,7 @@ ALWAYS_INLINE void spread(const int8_t *x, int odd, int pair, vu out[4]) {
 /* The nibbles of b, the high ones 2^HIGH times as large. */
 ALWAYS_INLINE void halves(const vu b[4], vu low[4], vu high[4]) {
     nibbles(b, low, high);
-    for (int k = 0; HIGH && k < 4; k++) high[k] = b[k] & 0xf0f0f0f0;
+    for (int k = 0; HIGH == 4 && k < 4; k++) high[k] = b[k] & 0xf0f0f0f0;
 }
 ALWAYS_INLINE vu from_high(vu dot) { return (vu)((vs)dot >> HIGH); }
 
@@ -139,9 +139,6 @@ ALWAYS_INLINE void q5_K_wide(rows w, int n, sink s) {
 ALWAYS_INLINE void q6_K_wide(rows w, int n, sink s) {
     (void)n;
     q6_K_panel_scales(&w, s.p);
-    int32_t from[UNIT / 16]; /* start_less(32, ...) of all runs at once */
-    for (int j = 0; j < UNIT / 16; j++)
-        from[j] = (s.x[0]->start16[j] - ACT_START) / 4 + ACT_START;
     UNROLL for (int c = 0; c < GROUPS; c += WIDE) { /* of ql; weights at, and 64 after it */
         const int at = 16 * (c % 4) + 128 * (c / 4);
         vu x[2][4], b[4], two[4], q[2][4], dot[2][WIDE], sums[WIDE];
@@ -160,7 +157,7 @@ ALWAYS_INLINE void q6_K_wide(rows w, int n, sink s) {
             one_by_one(dot[h], sums);
             for (int i = 0; i < WIDE; i++)
                 s.dot[at / 16 + 4 * h + i][0] =
-                    sums[i] + (uint32_t)from[at / 16 + 4 * h + i];
+                    sums[i] + start_less(32, s.t, s.x[0], at / 16 + 4 * h + i);
         }
     }
 }

@@ -97,12 +97,13 @@ ALWAYS_INLINE __m256i every_lane(const void *p) {
 
 /* Blends, as broadcasts cost no more than loads; a gather is slow on most of these processors. */
 ALWAYS_INLINE vu load_dwords(const uint8_t *src, size_t stride) {
+    const uint8_t *far = src + 4 * stride;
     __m256i a = _mm256_blend_epi32(every_lane(src), every_lane(src + stride), 0x02);
-    __m256i b = _mm256_blend_epi32(every_lane(src + 2 * stride), every_lane(src + 3 * stride), 0x08);
-    src += 4 * stride;
-    __m256i c = _mm256_blend_epi32(every_lane(src), every_lane(src + stride), 0x20);
-    __m256i d = _mm256_blend_epi32(every_lane(src + 2 * stride), every_lane(src + 3 * stride), 0x80);
-    return (vu)_mm256_blend_epi32(_mm256_blend_epi32(a, b, 0x0c), _mm256_blend_epi32(c, d, 0xc0),
+    __m256i b = _mm256_blend_epi32(every_lane(far), every_lane(far + stride), 0x20);
+    src += 2 * stride, far += 2 * stride;
+    __m256i c = _mm256_blend_epi32(every_lane(src), every_lane(src + stride), 0x08);
+    __m256i d = _mm256_blend_epi32(every_lane(far), every_lane(far + stride), 0x80);
+    return (vu)_mm256_blend_epi32(_mm256_blend_epi32(a, c, 0x0c), _mm256_blend_epi32(b, d, 0xc0),
                                   0xf0);
 }
 
