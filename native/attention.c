@@ -121,10 +121,9 @@ static void merge_shares(const job *j, int head) {
     finish(j, (size_t)head, sum);
 }
 
-void attention(const step *s, const layer *l, int index, int tid) {
-    workspace *ws = s->work;
+static job job_of(const step *s, const layer *l, int index, int tid) {
+    const workspace *ws = s->work;
     const qwen3_config *c = &ws->model->config;
-    pool *p = ws->model->pool;
     job j = {.s = s, .l = l, .index = index, .hd = c->head_dim};
     j.group = c->n_heads / c->n_kv_heads;
     j.q = ws->attention + (size_t)tid * attention_scratch(c);
@@ -132,7 +131,30 @@ void attention(const step *s, const layer *l, int index, int tid) {
     j.part = j.sum + attend_part(j.hd) * ATTEND_ROWS;
     j.kernel = j.part + attend_part(j.hd) * ATTEND_ROWS;
     j.row = j.kernel + attend_scratch(j.hd);
+    return j;
+}
 
+/* Tasks are whole tiles of the cache: two threads may not write in one. */
+static void store_tiles(const job *j, int tid) {
+    const step *s = j->s;
+    int kv_heads = s->work->model->config.n_kv_heads;
+    int tile0 = s->pos / KV_TILE, n_tiles = (s->pos + s->n - 1) / KV_TILE - tile0 + 1;
+    for (int i; (i = pool_claim(s->work->model->pool, tid, kv_heads * n_tiles)) >= 0;) {
+        int first = (tile0 + i / kv_heads) * KV_TILE - s->pos, last = first + KV_TILE;
+        store(j, i % kv_heads, first > 0 ? first : 0, last < s->n ? last : s->n);
+    }
+}
+
+void store_tokens(const step *s, const layer *l, int index, int tid) {
+    job j = job_of(s, l, index, tid);
+    store_tiles(&j, tid);
+}
+
+void attention(const step *s, const layer *l, int index, int tid) {
+    workspace *ws = s->work;
+    const qwen3_config *c = &ws->model->config;
+    pool *p = ws->model->pool;
+    job j = job_of(s, l, index, tid);
     int rows = s->n * j.group, kv_heads = c->n_kv_heads;
     if (rows <= ATTEND_ROWS && s->n == 1 && pool_size(p) > 1 && s->pos >= SHARED_FROM) {
         int n_shares = s->pos / SHARE + 1;
@@ -146,12 +168,7 @@ void attention(const step *s, const layer *l, int index, int tid) {
             attend_rows(&j, i, 0, rows);
         }
     } else {
-        /* Tasks are whole tiles of the cache: two threads may not write in one. */
-        int tile0 = s->pos / KV_TILE, n_tiles = (s->pos + s->n - 1) / KV_TILE - tile0 + 1;
-        for (int i; (i = pool_claim(p, tid, kv_heads * n_tiles)) >= 0;) {
-            int first = (tile0 + i / kv_heads) * KV_TILE - s->pos, last = first + KV_TILE;
-            store(&j, i % kv_heads, first > 0 ? first : 0, last < s->n ? last : s->n);
-        }
+        store_tiles(&j, tid);
         pool_barrier(p, tid);
         int per_head = (rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
         for (int i; (i = pool_claim(p, tid, kv_heads * per_head)) >= 0;) {

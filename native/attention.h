@@ -9,4 +9,7 @@
  * ws->attended complete in the form that l->o takes, once the caller's barrier is passed. */
 void attention(const step *, const layer *l, int index, int tid);
 
+/* Appends keys and values alone, in the same way. */
+void store_tokens(const step *, const layer *l, int index, int tid);
+
 #endif

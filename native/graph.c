@@ -6,6 +6,7 @@
 #include "graph.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "attention.h"
 #include "codec.h"
@@ -51,6 +52,27 @@ static vectors norm(const step *s, const float *w, bool act, int tid) {
     return y;
 }
 
+/* Of the last layer the caller wants the last token alone; of the others, keys and values. */
+static void leave_last_token(step *s, const layer *l, int index, int tid) {
+    workspace *ws = s->work;
+    pool *p = ws->model->pool;
+    size_t last = (size_t)s->n - 1, n_embd = (size_t)ws->model->config.n_embd;
+    size_t half = (size_t)ws->model->config.head_dim / 2;
+    vectors x = norm(s, l->attn_norm, takes_act(&l->k) || takes_act(&l->v), tid);
+    multiply(s, &x, s->n, (product[]){{&l->k, ws->k}, {&l->v, ws->v}}, 2, tid);
+    pool_barrier(p, tid);
+    store_tokens(s, l, index, tid);
+    pool_barrier(p, tid);
+    if (tid == 0) {
+        memmove(ws->x, ws->x + last * n_embd, n_embd * sizeof(float));
+        memmove(ws->cos, ws->cos + last * half, half * sizeof(float));
+        memmove(ws->sin, ws->sin + last * half, half * sizeof(float));
+        s->pos += s->n - 1;
+        s->n = 1;
+    }
+    pool_barrier(p, tid);
+}
+
 static void look_for_cancel(step *s, int tid) {
     if (tid == 0) s->cancelled = atomic_exchange(s->cancel, false);
 }
@@ -60,13 +82,17 @@ static void forward(void *arg, int tid, int n_threads) {
     step *s = arg;
     const workspace *ws = s->work;
     const qwen3_model *m = ws->model;
-    const routing all = {1, (int32_t[]){0, s->n}, NULL, NULL};
     embed(s, tid);
     look_for_cancel(s, tid);
     pool_barrier(m->pool, tid);
     for (int i = 0; i < m->config.n_layers && !s->cancelled; i++) {
         const layer *l = &m->layers[i];
         bool moe = m->config.n_experts > 0;
+        if (i == m->config.n_layers - 1 && s->n > 1) {
+            leave_last_token(s, l, i, tid);
+            if (!s->logits) return;
+        }
+        const routing all = {1, (int32_t[]){0, s->n}, NULL, NULL};
 
         bool act = takes_act(&l->q) || takes_act(&l->k) || takes_act(&l->v);
         vectors x = norm(s, l->attn_norm, act, tid);

@@ -55,7 +55,7 @@ typedef struct {
 
 enum {
     SCRATCH = 16384,    /* floats a thread has for itself: they stay in the second-level cache */
-    TILE_COLUMNS = 126, /* of a product that goes through scratch */
+    TILE_COLUMNS = 252, /* of a product that goes through scratch */
 };
 
 /* Floats that a thread needs for attention: queries, parts of two blocks, the kernel's own,

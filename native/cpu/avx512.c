@@ -271,9 +271,12 @@ static void quantize(const float *x, act_unit *act, int n, int first, int last) 
             qa = _mm512_cvtps_epi32(vf_mul(a, vf_set1(factor))); /* rounds to nearest even */
             qb = _mm512_cvtps_epi32(vf_mul(b, vf_set1(factor)));
         }
-        _mm_storeu_si128((void *)(u->q + 32 * g), _mm512_cvtepi32_epi8(qa));
-        _mm_storeu_si128((void *)(u->q + 32 * g + 16), _mm512_cvtepi32_epi8(qb));
-        act_sums(u, g, _mm512_reduce_add_epi32(qa), _mm512_reduce_add_epi32(qb));
+        __m256i q = _mm256_set_m128i(_mm512_cvtepi32_epi8(qb), _mm512_cvtepi32_epi8(qa));
+        _mm256_storeu_si256((void *)(u->q + 32 * g), q);
+        __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
+        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
+        act_sums(u, g, _mm256_cvtsi256_si32(sums), _mm256_extract_epi32(sums, 4));
     }
     if (last == n) act_fill(act, n);
 }

@@ -215,9 +215,14 @@ ALWAYS_INLINE vf vf_exp(vf x) {
 
 static void rmsnorm(float *y, const float *x, const float *w, int n, float eps) {
     int i, whole = n - n % LANES;
-    vf squares = vf_zero();
-    for (i = 0; i < whole; i += LANES) squares = vf_fma(vf_load(x + i), vf_load(x + i), squares);
-    float sum = vf_sum(squares);
+    vf squares[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()}; /* else each waits for the last */
+    for (i = 0; i + 4 * LANES <= whole; i += 4 * LANES)
+        UNROLL for (int k = 0; k < 4; k++) {
+            vf v = vf_load(x + i + k * LANES);
+            squares[k] = vf_fma(v, v, squares[k]);
+        }
+    for (; i < whole; i += LANES) squares[0] = vf_fma(vf_load(x + i), vf_load(x + i), squares[0]);
+    float sum = vf_sum(vf_add(vf_add(squares[0], squares[1]), vf_add(squares[2], squares[3])));
     for (; i < n; i++) sum = fmaf(x[i], x[i], sum);
     float scale = 1 / sqrtf(sum / (float)n + eps);
     for (i = 0; i < whole; i += LANES)
