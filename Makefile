@@ -1,6 +1,7 @@
 # make run    builds everything and answers a question with visible thinking
 # make test   builds everything and runs the tests
 # make check  lint and types;  make sanitize  the native tests under ASan and UBSan, then TSan
+# make kernels  10,000 random cases of every operation and backend, against scalar
 # make fuzz   the GGUF reader under libFuzzer (clang);  make arm  the ARM kernels under qemu
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/*.c native/*.h native/*.cpp native/cpu/*.c native/cpu/*.h templates/*.jinja)
 
-.PHONY: all run test check format sanitize fuzz arm clean
+.PHONY: all run test check format sanitize kernels fuzz arm clean
 all: $(STAMP)
 
 $(BIN)/python:
@@ -44,6 +45,11 @@ sanitize: $(BIN)/python
 	$(NATIVE_BUILD) -B build/tsan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=thread
 	$(BIN)/cmake --build build/tsan -j2
 	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|check|probe"
+
+kernels: $(BIN)/python
+	$(NATIVE_BUILD) -B build/plain -DQWEN3_TESTS=ON
+	$(BIN)/cmake --build build/plain -j2 --target test_kernels
+	build/plain/tests/native/test_kernels 10000
 
 fuzz: $(BIN)/python
 	$(NATIVE_BUILD) -B build/fuzz -DCMAKE_C_COMPILER=clang -DQWEN3_FUZZ=ON \

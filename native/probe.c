@@ -12,7 +12,7 @@
 
 enum {
     BLOCK = 256,     /* bytes read of a stream before the next one's turn */
-    STREAMS = 4,     /* per thread: one alone leaves a quarter of the bandwidth unused */
+    STREAMS = 8,     /* per thread: one alone leaves a third of the bandwidth unused */
     PREFETCH = 4096, /* bytes ahead: the hardware's stops at the end of a page */
     PASSES = 3,
 };

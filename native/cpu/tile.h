@@ -90,7 +90,7 @@ ALWAYS_INLINE rows unit_rows(row_set set, int unit) {
     const matmul_args *a = set.a;
     size_t bytes = set.unit_bytes;
     const uint8_t *src = row_w(a, set.row);
-    size_t at = (size_t)unit * bytes, done = (size_t)(src - (const uint8_t *)a->ahead) + at * LANES;
+    size_t at = (size_t)unit * bytes, done = (uintptr_t)src - (uintptr_t)a->ahead + at * LANES;
     return (rows){src + at, set.single ? 0 : a->row_bytes,
                   a->ahead ? fetched_ahead(a->ahead, done, a->ahead_bytes) : 0, 0};
 }

@@ -637,7 +637,7 @@ int main(int argc, char **argv) {
             test_axpy(*b);
             test_to_f16(*b);
             test_merge(*b);
-            for (int k = 0; k < 5; k++) test_attend(*b);
+            test_attend(*b);
         }
         printf("kernels: %s, %d cases of each operation\n", (*b)->name, cases);
     }
