@@ -312,6 +312,7 @@ using Bytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device:
 
 using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
 using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
                     const std::optional<Floats1> &weights) {
@@ -332,6 +333,31 @@ OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
     }
     if (status != QWEN3_OK) raise(err);
     return {out, {n_rows, row_bytes}, owner};
+}
+
+// Rows [start, stop) of a tensor, a matrix of its fastest dimension.
+OwnedRows read_rows(const qwen3_file *file, const string &name, size_t start, size_t stop) {
+    const qwen3_tensor *t = nullptr;
+    for (size_t i = 0; i < qwen3_file_n_tensors(file) && !t; i++) {
+        const qwen3_tensor *each = qwen3_file_tensor(file, i);
+        if (string(each->name.data, each->name.len) == name) t = each;
+    }
+    if (!t) throw nb::key_error(name.c_str());
+    size_t n = t->shape[0], n_rows = t->shape[1] * t->shape[2] * t->shape[3];
+    size_t row_bytes = qwen3_type_bytes(t->type, n);
+    if (row_bytes == 0) raise({QWEN3_ERR_UNSUPPORTED, "the tensor has a type that cannot be read"});
+    if (start > stop || stop > n_rows) throw nb::index_error("the tensor has fewer rows");
+    float *out = new float[(stop - start) * n];
+    nb::capsule owner = owner_of(out);
+    qwen3_error err;
+    qwen3_status status;
+    {
+        nb::gil_scoped_release release;
+        status = qwen3_dequantize(t->type, t->data + start * row_bytes, out, (stop - start) * n,
+                                  &err);
+    }
+    if (status != QWEN3_OK) raise(err);
+    return {out, {stop - start, n}, owner};
 }
 
 OwnedFloats dequantize_values(const string &type_name, const Bytes1 &data, size_t n) {
@@ -358,7 +384,12 @@ NB_MODULE(qwen3_native, m) {
         .def_prop_ro("version", [](const File &f) { return qwen3_file_version(f.file); })
         .def("metadata", [](const File &f, int64_t max) { return metadata(f.file, max); },
              "max_items"_a = -1)
-        .def("tensors", [](const File &f) { return tensor_table(f.file); });
+        .def("tensors", [](const File &f) { return tensor_table(f.file); })
+        .def("read_rows",
+             [](const File &f, const string &name, size_t start, size_t stop) {
+                 return read_rows(f.file, name, start, stop);
+             },
+             "name"_a, "start"_a, "stop"_a);
 
     nb::class_<Tokenizer>(m, "Tokenizer")
         .def(nb::init<const nb::bytes &>(), "path"_a)

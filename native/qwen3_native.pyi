@@ -18,6 +18,7 @@ class File:
     def metadata(self, max_items: int = -1) -> dict[str, Any]:
         """Values by key; an array longer than max_items (>= 0) comes as
         ("array", item_type, count)."""
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]: ...
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""
 
