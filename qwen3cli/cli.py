@@ -179,6 +179,65 @@ def quantize(
     quantize(source, out, chosen[0], context.obj, force=force, threads=threads)
 
 
+evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
+app.add_typer(evaluation, name="eval")
+
+_Measured = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]
+_Texts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
+    ),
+]
+_ChunkSize = Annotated[
+    int, typer.Option("--context", metavar="N", help="Tokens of a chunk.", min=4, max=2**24)
+]
+_Chunks = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Most chunks (default: all).", min=1, show_default=False),
+]
+_Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
+
+
+@evaluation.command()
+def kl(
+    context: typer.Context,
+    model: _Measured,
+    reference: Annotated[
+        str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
+    ],
+    texts: _Texts = None,
+    size: _ChunkSize = 512,
+    chunks: _Chunks = None,
+    added: _Added = False,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """KL divergence of a model from a reference, and the perplexity of both."""
+    from qwen3cli.evaluate import Texts, evaluate
+
+    chosen = Texts(texts or ["-"], added, size, chunks)
+    evaluate(model, reference, chosen, context.obj, threads=threads, as_json=as_json)
+
+
+@evaluation.command()
+def ppl(
+    context: typer.Context,
+    model: _Measured,
+    texts: _Texts = None,
+    size: _ChunkSize = 512,
+    chunks: _Chunks = None,
+    added: _Added = False,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """Perplexity of a model."""
+    from qwen3cli.evaluate import Texts, evaluate
+
+    chosen = Texts(texts or ["-"], added, size, chunks)
+    evaluate(model, None, chosen, context.obj, threads=threads, as_json=as_json)
+
+
 @app.command()
 def show(
     context: typer.Context,
@@ -200,9 +259,7 @@ def tokenize(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text file; -: stdin.")] = "-",
     model: ModelName = None,
-    added: Annotated[
-        bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")
-    ] = False,
+    added: _Added = False,
     as_json: _Json = False,
 ) -> None:
     """Show the tokens of a text: id and piece on each line, their count on stderr."""

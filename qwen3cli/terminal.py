@@ -170,20 +170,31 @@ class Terminal:
         self._out.write(drawn.get())
 
     @contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on stderr, if that is a terminal, moved by calls with (done, total)."""
+    def progress(
+        self, title: str, rate: Callable[[float], str] = lambda _per_second: ""
+    ) -> Iterator[Callable[[int, int], None]]:
+        """A bar on stderr, if that is a terminal, moved by calls with (done, total). rate: how
+        so much done a second is written."""
         if not self._err.is_terminal:
             yield lambda _done, _total: None
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        face = TextColumn("{task.description}", markup=False)
-        columns = (face, BarColumn(), TimeRemainingColumn())
+        face, speed = (
+            TextColumn(text, markup=False)
+            for text in ("{task.description}", "{task.fields[speed]}")
+        )
+        columns = (face, BarColumn(), speed, TimeRemainingColumn())
         console = Console(stderr=True, force_terminal=self._err.is_styled)
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(one_line(title), total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(one_line(title), total=None, speed="")
+
+            def move(done: int, total: int) -> None:
+                speed = rate(bar.tasks[task].speed or 0)
+                bar.update(task, completed=done, total=total, speed=speed)
+
+            yield move
 
     def _screen(self, stream: _Stream, text: str) -> None:
         stream.write(text)
