@@ -21,7 +21,7 @@ from qwen3cli.engine import ContextOverflow, Model
 from qwen3cli.evaluate import chunks_of
 
 sys.path.insert(0, str(ROOT / "docs/nano-recipe"))
-from data import sample  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+from data import sample  # type: ignore[import-not-found,unused-ignore]
 
 NANO = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"
 Floats = NDArray[np.float64]
