@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint to one GGUF file, streamed.
+"""A checkpoint, or a GGUF of floats, to one GGUF file, streamed.
 
 The plan of the whole file comes first: every tensor, its type, its place. Then
 chunks of rows are read, encoded by a pool of threads and written in order. Memory
@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,14 +24,11 @@ import qwen3_native
 from numpy.typing import NDArray
 
 from . import recipes
-from .card import directory_name, model_card
-from .checkpoint import read_hyperparameters
-from .convert import Tensor, plan
-from .errors import FormatError, QuantError, SourceNotFound
-from .metadata import add_general, add_hyperparameters
+from .card import directory_name
+from .errors import FormatError, QuantError, UsageError
+from .layout import Tensor
 from .output import replacing
-from .safetensors import Weights
-from .vocab import add_tokenizer
+from .source import Source, open_source
 
 _CHUNK_WEIGHTS = 1 << 18  # 1 MB as float32
 _ALIGNMENT = 32
@@ -76,34 +74,33 @@ def quantize(
     out: Path,
     recipe: str,
     *,
+    allow_requantize: bool = False,
     progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
 ) -> Summary:
-    """Converts the checkpoint directory source to the GGUF file out.
+    """Converts source, a checkpoint directory or a GGUF file, to the GGUF file out.
 
-    recipe: a name of recipes.RECIPES, in any case. progress: told after each chunk
+    recipe: a name of recipes.RECIPES, in any case. allow_requantize: source may be a GGUF
+    file of quantized tensors. progress: told after each chunk
     how many bytes of the source are done, and of how many. threads 0: one per CPU. An
     existing GGUF file is replaced when all is done; a failure leaves nothing.
     Raises UsageError, SourceNotFound, FormatError (the source), QuantError (the
     destination).
     """
     chosen = recipes.recipe(recipe)
-    if not source.is_dir():
-        raise SourceNotFound(f"{source}: there is no such checkpoint directory")
+    if source.is_file() and out.exists() and out.samefile(source):
+        raise UsageError(f"{out}: is the source; choose another name with -o")
     started = time.monotonic()
-    hp = read_hyperparameters(source)
-    with Weights(source) as weights:
-        tensors = [(tensor, chosen.type_of(tensor, hp)) for tensor in plan(hp, weights)]
+    with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
+        tensors = [(tensor, chosen.type_of(tensor, opened.hp)) for tensor in opened.tensors]
         with replacing(out) as part:
-            writer = gguf.GGUFWriter(part, hp.architecture)
-            add_general(writer, model_card(source), chosen)
-            add_hyperparameters(writer, hp)
-            add_tokenizer(writer, source, hp.n_vocab)
+            writer = gguf.GGUFWriter(part, opened.hp.architecture)
+            opened.add_metadata(writer, chosen)
             _write_header(writer, tensors)
             _check_space(out, sum(_bytes(tensor, kind) for tensor, kind in tensors))
             with part.open("ab") as file:
                 _pad(file)
-                _write_tensors(file, weights, tensors, threads or _cpus(), progress)
+                _write_tensors(file, opened, tensors, threads or _cpus(), progress)
                 size = file.tell()
     return Summary(
         path=out,
@@ -131,28 +128,24 @@ def _write_header(writer: gguf.GGUFWriter, tensors: list[tuple[Tensor, str]]) ->
 
 def _write_tensors(
     file: BinaryIO,
-    weights: Weights,
+    source: Source,
     tensors: list[tuple[Tensor, str]],
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    def item_bytes(source: str) -> int:
-        return weights.info(source).item_bytes
-
     total = sum(
-        (run.stop - run.start) * tensor.row_length * item_bytes(run.source)
+        (run.stop - run.start) * source.row_bytes(run.source)
         for tensor, _ in tensors
         for run in tensor.runs
     )
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        encoded = _in_order(pool, lambda chunk: _encode(weights, chunk), _chunks(tensors), threads)
+        encoded = _in_order(pool, lambda chunk: _encode(source, chunk), _chunks(tensors), threads)
         for chunk, blocks in encoded:
             file.write(blocks.data)
             if chunk.last:
                 _pad(file)
-            rows = chunk.stop - chunk.start
-            done += rows * chunk.tensor.row_length * item_bytes(chunk.source)
+            done += (chunk.stop - chunk.start) * source.row_bytes(chunk.source)
             if progress:
                 progress(done, total)
 
@@ -184,8 +177,8 @@ def _in_order(
         yield first, future.result()
 
 
-def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
-    rows = weights.read_rows(chunk.source, chunk.start, chunk.stop)
+def _encode(source: Source, chunk: _Chunk) -> NDArray[np.uint8]:
+    rows = source.read_rows(chunk.source, chunk.start, chunk.stop)
     peak = max(float(rows.max()), -float(rows.min()))  # NaN if any weight is
     if not peak < float("inf"):
         raise FormatError(

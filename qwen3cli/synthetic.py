@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from quant.card import ModelCard
 from quant.checkpoint import Experts, Hyperparameters
-from quant.convert import Tensor
+from quant.layout import Tensor, layout
 from quant.metadata import add_general, add_hyperparameters
 from quant.output import replacing
 from quant.recipes import Recipe, recipe
@@ -116,38 +116,7 @@ def synthetic(spec: str, terminal: Terminal) -> Path:
 
 def table(hp: Hyperparameters, chosen: Recipe) -> Table:
     """Every tensor of a file and its type, in file order."""
-    tensors = [Tensor(f"{name}.weight", shape, (), layer) for name, shape, layer in _shapes(hp)]
-    return [(tensor, chosen.type_of(tensor, hp)) for tensor in tensors]
-
-
-def _shapes(hp: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...], int | None]]:
-    """Name, shape (the fastest dimension last) and layer of every tensor."""
-    n, q, kv = hp.n_embd, hp.n_heads * hp.head_dim, hp.n_kv_heads * hp.head_dim
-    yield "token_embd", (hp.n_vocab, n), None
-    for i in range(hp.n_layers):
-        layer: dict[str, tuple[int, ...]] = {
-            "attn_norm": (n,),
-            "attn_q": (q, n),
-            "attn_k": (kv, n),
-            "attn_v": (kv, n),
-            "attn_output": (n, q),
-            "attn_q_norm": (hp.head_dim,),
-            "attn_k_norm": (hp.head_dim,),
-            "ffn_norm": (n,),
-        }
-        if hp.experts:
-            count, ff = hp.experts.count, hp.experts.n_ff
-            layer["ffn_gate_inp"] = (count, n)
-            layer["ffn_gate_exps"] = layer["ffn_up_exps"] = (count, ff, n)
-            layer["ffn_down_exps"] = (count, n, ff)
-        else:
-            layer["ffn_gate"] = layer["ffn_up"] = (hp.n_ff, n)
-            layer["ffn_down"] = (n, hp.n_ff)
-        for name, shape in layer.items():
-            yield f"blk.{i}.{name}", shape, i
-    yield "output_norm", (n,), None
-    if not hp.tied_embedding:
-        yield "output", (hp.n_vocab, n), None
+    return [(tensor, chosen.type_of(tensor, hp)) for tensor in layout(hp)]
 
 
 def n_bytes(tensor: Tensor, kind: str) -> int:

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from quant import recipes
 from quant.checkpoint import Experts, Hyperparameters
-from quant.convert import Run, Tensor
 from quant.errors import UsageError
+from quant.layout import Run, Tensor
 from quant.quantize import default_output, quantize
 from quant.vocab import add_tokenizer
 
@@ -191,7 +191,7 @@ def types_of(
     types = []
     for name, width in tensors.items():
         layer = int(name.split(".")[1]) if name.startswith("blk.") else None
-        tensor = Tensor(f"{name}.weight", (8, width), (Run("source", 0, 8),), layer)
+        tensor = Tensor(f"{name}.weight", (8, width), layer, (Run("source", 0, 8),))
         types.append(chosen.type_of(tensor, hp))
     return types
 
