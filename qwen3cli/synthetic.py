@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -24,8 +23,8 @@ from quant.card import ModelCard
 from quant.checkpoint import Experts, Hyperparameters
 from quant.layout import Tensor, layout
 from quant.metadata import add_general, add_hyperparameters
-from quant.output import replacing
 from quant.recipes import Recipe, recipe
+from quant.writer import TensorInfo, gguf_output
 from qwen3cli import registry
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.terminal import Terminal
@@ -33,7 +32,6 @@ from qwen3cli.terminal import Terminal
 Table = list[tuple[Tensor, str]]  # the tensors of a file and their types
 
 _CHUNK_BLOCKS = 1 << 16
-_ALIGNMENT = 32
 _ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 
 # Where a block keeps its f16 scale and, if it has one, its f16 scale of minima.
@@ -137,34 +135,21 @@ def write(
     tensors = table(hp, chosen)
     total = sum(n_bytes(tensor, kind) for tensor, kind in tensors)
     done = 0
-    with replacing(path, elsewhere="$XDG_CACHE_HOME") as part:
-        writer = gguf.GGUFWriter(part, hp.architecture)
-        add_general(writer, ModelCard(f"Qwen3 {name}, random weights"), chosen)
-        add_hyperparameters(writer, hp)
-        _add_tokenizer(writer, hp.n_vocab)
+    metadata = gguf.GGUFWriter(None, hp.architecture)
+    add_general(metadata, ModelCard(f"Qwen3 {name}, random weights"), chosen)
+    add_hyperparameters(metadata, hp)
+    _add_tokenizer(metadata, hp.n_vocab)
+    infos = [
+        TensorInfo(tensor.name, tensor.shape, kind, n_bytes(tensor, kind))
+        for tensor, kind in tensors
+    ]
+    rng = np.random.default_rng(0)
+    with gguf_output(path, metadata, infos, elsewhere="$XDG_CACHE_HOME") as output:
         for tensor, kind in tensors:
-            raw = gguf.GGMLQuantizationType[kind]
-            dtype, size = np.dtype(np.float32), n_bytes(tensor, kind)
-            writer.add_tensor_info(tensor.name, tensor.shape, dtype, size, raw)
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        finally:
-            writer.close()
-        rng = np.random.default_rng(0)
-        with part.open("ab") as file:
-            _pad(file)
-            for tensor, kind in tensors:
-                for chunk in _data(rng, tensor, kind):
-                    file.write(chunk.data)
-                    done += chunk.nbytes
-                    progress(done, total)
-                _pad(file)
-
-
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % _ALIGNMENT))
+            for chunk in _data(rng, tensor, kind):
+                output.write(chunk)
+                done += chunk.nbytes
+                progress(done, total)
 
 
 def _data(

@@ -140,9 +140,9 @@ def test_each_recipe_stays_close_to_the_weights(
     """By relative error of each tensor."""
     most = {"F32": 0, "BF16": 0, "F16": 1e-3, "Q8_0": 0.007, "Q6_K": 0.02, "Q5_K": 0.04}
     summary = quantize(DATA / "nano-dense", tmp_path / "out.gguf", recipe)
-    metadata, tensors = contents(summary.path)
+    metadata, tensors = contents(summary.paths[0])
     assert metadata["general.file_type"] == recipes.RECIPES[recipe].file_type
-    assert summary.file_bytes == summary.path.stat().st_size
+    assert summary.file_bytes == summary.paths[0].stat().st_size
     assert tensors.keys() == exact.keys()
     for name, wanted in exact.items():
         error = np.sqrt(np.mean((decoded(tensors[name]) - wanted) ** 2) / np.mean(wanted**2))
