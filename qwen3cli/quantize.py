@@ -35,6 +35,7 @@ def quantize(
     with terminal.progress(f"{source} to {target}") as move:
         done = write_gguf(folder, target, recipe, progress=move, threads=threads)
     terminal.note(
-        f"{target}: {done.recipe}, {done.n_weights:,} weights, {done.file_bytes / 1e6:,.1f} MB "
-        f"({done.bits_per_weight:.2f} bits per weight), {done.seconds:.1f} s"
+        f"{done.paths[0]}: {done.recipe}, {done.n_weights:,} weights, "
+        f"{done.file_bytes / 1e6:,.1f} MB ({done.bits_per_weight:.2f} bits per weight), "
+        f"{done.seconds:.1f} s"
     )
