@@ -15,6 +15,7 @@
 #include <optional>
 #include <vector>
 
+#include "check.h"
 #include "probe.h"
 #include "qwen3.h"
 
@@ -368,8 +369,14 @@ OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
     return {out, {n_rows, row_bytes}, owner};
 }
 
-// Rows [start, stop) of a tensor, a matrix of its fastest dimension.
-OwnedRows read_rows(const qwen3_file *file, const string &name, size_t start, size_t stop) {
+// Rows [start, stop) of a tensor, seen as a matrix of its fastest dimension.
+struct Rows {
+    uint32_t type;
+    size_t n, row_bytes; // of a row
+    const uint8_t *data;
+};
+
+Rows rows_of(const qwen3_file *file, const string &name, size_t start, size_t stop) {
     const qwen3_tensor *t = nullptr;
     for (size_t i = 0; i < qwen3_file_n_tensors(file) && !t; i++) {
         const qwen3_tensor *each = qwen3_file_tensor(file, i);
@@ -380,17 +387,31 @@ OwnedRows read_rows(const qwen3_file *file, const string &name, size_t start, si
     size_t row_bytes = qwen3_type_bytes(t->type, n);
     if (row_bytes == 0) raise({QWEN3_ERR_UNSUPPORTED, "the tensor has a type that cannot be read"});
     if (start > stop || stop > n_rows) throw nb::index_error("the tensor has fewer rows");
-    float *out = new float[(stop - start) * n];
+    return {t->type, n, row_bytes, t->data + start * row_bytes};
+}
+
+OwnedRows read_rows(const qwen3_file *file, const string &name, size_t start, size_t stop) {
+    Rows rows = rows_of(file, name, start, stop);
+    size_t count = (stop - start) * rows.n;
+    float *out = new float[count];
     nb::capsule owner = owner_of(out);
     qwen3_error err;
     qwen3_status status;
     {
         nb::gil_scoped_release release;
-        status = qwen3_dequantize(t->type, t->data + start * row_bytes, out, (stop - start) * n,
-                                  &err);
+        status = qwen3_dequantize(rows.type, rows.data, out, count, &err);
     }
     if (status != QWEN3_OK) raise(err);
-    return {out, {stop - start, n}, owner};
+    return {out, {stop - start, rows.n}, owner};
+}
+
+// The first of the rows that holds a NaN or an infinity, None if all are finite.
+std::optional<size_t> find_row_not_finite(const qwen3_file *file, const string &name, size_t start,
+                                          size_t stop) {
+    Rows rows = rows_of(file, name, start, stop);
+    nb::gil_scoped_release release;
+    size_t row = start + first_row_not_finite(rows.type, rows.data, stop - start, rows.n);
+    return row < stop ? std::optional(row) : std::nullopt;
 }
 
 OwnedFloats dequantize_values(const string &type_name, const Bytes1 &data, size_t n) {
@@ -423,6 +444,11 @@ NB_MODULE(qwen3_native, m) {
         .def("read_rows",
              [](const File &f, const string &name, size_t start, size_t stop) {
                  return read_rows(f.file, name, start, stop);
+             },
+             "name"_a, "start"_a, "stop"_a)
+        .def("find_row_not_finite",
+             [](const File &f, const string &name, size_t start, size_t stop) {
+                 return find_row_not_finite(f.file, name, start, stop);
              },
              "name"_a, "start"_a, "stop"_a);
 

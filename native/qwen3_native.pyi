@@ -23,6 +23,8 @@ class File:
     def data_offsets(self) -> dict[str, int]:
         """Where in the file the data of each tensor begins."""
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]: ...
+    def find_row_not_finite(self, name: str, start: int, stop: int) -> int | None:
+        """The first of the rows that holds a NaN or an infinity."""
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""
 

@@ -179,6 +179,28 @@ def quantize(
     quantize(source, out, chosen[0], context.obj, force=force, threads=threads)
 
 
+@app.command()
+def verify(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file or a name.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SRC",
+            help="What it was made from: a Hugging Face folder, a GGUF file of floats, a name.",
+            show_default=False,
+        ),
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="A line for every tensor.")] = False,
+    threads: QuantizerThreads = 0,
+    as_json: _Json = False,
+) -> int:
+    """Check a model file: is it whole, and close to its source? Exit code 7: it is not."""
+    from qwen3cli.verify import verify
+
+    return verify(file, source, context.obj, tensors=tensors, threads=threads, as_json=as_json)
+
+
 evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
 app.add_typer(evaluation, name="eval")
 

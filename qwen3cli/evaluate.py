@@ -162,7 +162,7 @@ def evaluate(
     chunks = _chunks(models, texts)
     title = f"{paths[0].name}, {len(chunks)} chunks"
     try:
-        with terminal.progress(title, lambda speed: f"{speed:,.0f} tok/s") as move:
+        with terminal.progress(title, "tok") as move:
             scores = measure(models, chunks, move)
     except Cancelled:
         raise KeyboardInterrupt from None
