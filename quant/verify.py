@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import qwen3_native
+from numpy.typing import NDArray
 
 from .checkpoint import ARCHITECTURES
 from .errors import FormatError, QuantError, SourceNotFound, UsageError
@@ -281,12 +282,12 @@ class _Scan:
         theirs = self._source.read_rows(chunk.source, chunk.source_start, chunk.source_start + n)
         if not np.isfinite(theirs).all():
             raise FormatError(f"the source: {chunk.source} holds NaN or infinite weights")
-        error = self._file.read_rows(chunk.tensor, chunk.start, chunk.stop) - theirs
+        with np.errstate(over="ignore"):  # of damaged exponents: an infinite error
+            error = self._file.read_rows(chunk.tensor, chunk.start, chunk.stop) - theirs
         kind = self._table[chunk.tensor][1]
         block = LIMITS[kind].block
-        largest = np.abs(theirs).reshape(-1, block).max(axis=1) + _SMALL.get(kind, _SMALL_SCALES)
-        errors = np.abs(error).reshape(-1, block).max(axis=1)
-        relative = errors / np.maximum(largest, np.finfo(np.float32).tiny)
+        largest = _largest(theirs, block) + _SMALL.get(kind, _SMALL_SCALES)
+        relative = _largest(error, block) / np.maximum(largest, np.finfo(np.float32).tiny)
         at = int(relative.argmax())
         return _Findings(
             error=float(np.square(error, dtype=np.float64).sum()),
@@ -333,6 +334,14 @@ class _Scan:
         if difference.rmse * rms > limit.rmse * (rms + _SMALL.get(kind, _SMALL_SCALES)):
             return f"its RMSE is {difference.rmse:.1%} of its RMS; {kind} explains {limit.rmse:.1%}"
         return ""
+
+
+def _largest(values: NDArray[np.float32], block: int) -> NDArray[np.float64]:
+    """Of the magnitudes in every block. numpy's own maximum of short rows is 5 times slower."""
+    halves = np.abs(values).reshape(-1, block)
+    while (n := halves.shape[1]) > 1:
+        halves = np.maximum(halves[:, : n // 2], halves[:, n // 2 :])
+    return halves[:, 0].astype(np.float64)
 
 
 def _readable(kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,15 @@ def _tensor(tensor: TensorReport) -> dict[str, Any]:
     if tensor.difference:
         difference = tensor.difference
         described |= {
-            "rmse": difference.rmse,
-            "worst": difference.worst,
+            "rmse": _finite(difference.rmse),
+            "worst": _finite(difference.worst),
             "worst_row": difference.row,
         }
     return described
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _show(path: Path, compared: bool, report: Report, terminal: Terminal, *, tensors: bool) -> None:

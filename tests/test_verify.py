@@ -128,6 +128,7 @@ def test_progress_counts_the_bytes(nano: Callable[[str], Path]) -> None:
     ("recipe", "byte", "bit"),
     [
         ("F32", 4 * 77, 0),
+        ("F32", 4 * 77 + 3, 6),  # 10^38 times as large
         ("BF16", 2 * 77, 0),
         ("F16", 2 * 77, 3),
         ("Q8_0", 34 * 9 + 20, 1),  # a weight, off by 2 steps
@@ -260,6 +261,11 @@ def test_damage_is_exit_code_7(qwen3: Command, nano: Callable[[str], Path], tmp_
     assert (done.returncode, described["ok"], len(described["problems"])) == (7, False, 1)
     (wrong,) = (tensor for tensor in described["tensors"] if not tensor["ok"])
     assert wrong["name"] == MATRIX and wrong["type"] == "Q8_0" and wrong["worst"] > 0.1
+
+    with_bit(nano("F32"), path, MATRIX, 4 * 77 + 3, 6)
+    done = qwen3("verify", "damaged.gguf", "--source", str(NANO), "--json")
+    (wrong,) = (tensor for tensor in json.loads(done.stdout)["tensors"] if not tensor["ok"])
+    assert (wrong["name"], wrong["worst_row"]) == (MATRIX, 0)
 
     path.write_bytes(path.read_bytes()[:-1])
     done = qwen3("verify", "damaged.gguf", "--json")
