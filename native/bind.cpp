@@ -102,6 +102,13 @@ nb::list tensor_table(const qwen3_file *file) {
     return out;
 }
 
+nb::list shard_numbers(const qwen3_file *file) {
+    nb::list out;
+    for (size_t i = 0; i < qwen3_file_n_tensors(file); i++)
+        out.append(qwen3_file_tensor(file, i)->shard);
+    return out;
+}
+
 template <typename T> nb::capsule owner_of(T *array) {
     return nb::capsule(array, [](void *p) noexcept { delete[] static_cast<T *>(p); });
 }
@@ -385,6 +392,7 @@ NB_MODULE(qwen3_native, m) {
         .def("metadata", [](const File &f, int64_t max) { return metadata(f.file, max); },
              "max_items"_a = -1)
         .def("tensors", [](const File &f) { return tensor_table(f.file); })
+        .def("shards", [](const File &f) { return shard_numbers(f.file); })
         .def("read_rows",
              [](const File &f, const string &name, size_t start, size_t stop) {
                  return read_rows(f.file, name, start, stop);
