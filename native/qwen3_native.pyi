@@ -11,7 +11,8 @@ class NativeError(Exception):
     cancelled."""
 
 class File:
-    """A GGUF file: metadata and tensor table, nothing computed."""
+    """A GGUF file, or all shards of a split model by the path of the first: metadata and
+    tensor table, nothing computed."""
 
     def __init__(self, path: bytes) -> None: ...
     version: int
@@ -27,6 +28,8 @@ class File:
         """The first of the rows that holds a NaN or an infinity."""
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""
+    def shards(self) -> list[int]:
+        """For each tensor the file that holds it: 0, or more in a split model."""
 
 class Tokenizer:
     def __init__(self, path: bytes) -> None: ...

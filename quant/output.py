@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import QuantError, UsageError
-
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf")  # behind the name of the model
+from .shards import forms, numbers
 
 
 @contextmanager
@@ -31,7 +29,7 @@ def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Itera
     by the next. An OSError of the block becomes a QuantError that names path, and
     elsewhere, which chooses another."""
     parts = [path.with_name(f".{path.name}.part{i or ''}") for i in range(len(files))]
-    if _SHARD.search(path.name):
+    if numbers(path):
         raise UsageError(f"{path}: the name of one part of a split model; leave the numbers out")
     for file in {path, *files}:
         _refuse_others(file, elsewhere)
@@ -58,24 +56,6 @@ def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Itera
         raise _refusal(path, error, elsewhere) from error
     finally:
         os.close(lock)
-
-
-def shards(path: Path, count: int) -> list[Path]:
-    """What the ecosystem calls the parts of path: NAME-00001-of-00003.gguf and so on."""
-    name = path.name.removesuffix(".gguf")
-    return [path.with_name(f"{name}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
-
-
-def forms(path: Path) -> list[Path]:
-    """The files there are of a model: path and shards of it, those first by which a
-    model is opened."""
-    name = path.name.removesuffix(".gguf")
-    found = [
-        file
-        for file in path.parent.iterdir()
-        if file.name.startswith(name) and _SHARD.fullmatch(file.name[len(name) :])
-    ]
-    return [path] * path.exists() + sorted(found)
 
 
 def _publish(parts: list[Path], files: list[Path]) -> None:

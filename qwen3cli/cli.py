@@ -168,6 +168,12 @@ def quantize(
         typer.Option("-o", "--out", metavar="PATH", help="The file to write, or its folder."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    split_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-size", metavar="N", help="Files of at most N bytes each, such as 4G."
+        ),
+    ] = None,
     threads: QuantizerThreads = 0,
 ) -> None:
     """Turn Hugging Face weights into a GGUF file."""
@@ -176,7 +182,9 @@ def quantize(
     chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
     if len(chosen) != 1:
         raise UsageError("choose one of --q4, --q8 and --type T")
-    quantize(source, out, chosen[0], context.obj, force=force, threads=threads)
+    quantize(
+        source, out, chosen[0], context.obj, force=force, threads=threads, split_size=split_size
+    )
 
 
 @app.command()
