@@ -11,6 +11,7 @@ import numpy as np
 import qwen3_native
 from numpy.typing import NDArray
 
+from . import shards
 from .checkpoint import ARCHITECTURES, Experts, Hyperparameters, Yarn
 from .errors import FormatError, UsageError
 from .layout import Run, Tensor, layout
@@ -26,17 +27,21 @@ _OF_THE_FILE_PREFIXES = ("GGUF.", "split.", "quantize.imatrix.")
 
 
 class GgufFile:
-    """A Source: a file of the architectures qwen3 and qwen3moe."""
+    """A Source: a file, or the first shard, of a model of qwen3 or qwen3moe."""
 
     def __init__(self, path: Path, *, allow_requantize: bool = False) -> None:
         self.path = path
-        self._file = SourceFile(path)
+        self._files = [SourceFile(path)]
         try:
             try:
                 header = qwen3_native.File(os.fsencode(path))
                 self._metadata = header.metadata()
             except qwen3_native.NativeError as error:
                 raise FormatError(f"{path}: {error.args[1]}") from None
+            names = [name for name, _, _, _ in header.tensors()]
+            self._shards = dict(zip(names, header.shards(), strict=True))
+            n_shards = max(header.shards(), default=0) + 1
+            self._files += map(SourceFile, shards.files(path)[1:n_shards])
             self._value_types = header.value_types()
             self._offsets = header.data_offsets()
             self._types = {name: kind for name, _, kind, _ in header.tensors()}
@@ -51,7 +56,8 @@ class GgufFile:
             raise
 
     def close(self) -> None:
-        self._file.close()
+        for file in self._files:
+            file.close()
 
     def row_bytes(self, name: str) -> int:
         return qwen3_native.type_bytes(self._types[name], self._row_lengths[name])
@@ -59,7 +65,7 @@ class GgufFile:
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         row_bytes, kind = self.row_bytes(name), self._types[name]
         offset = self._offsets[name] + start * row_bytes
-        raw = self._file.read(offset, (stop - start) * row_bytes, name)
+        raw = self._files[self._shards[name]].read(offset, (stop - start) * row_bytes, name)
         if kind in _FLOATS:
             values = floats(raw, kind)
         else:

@@ -121,6 +121,19 @@ def test_progress_counts_the_bytes(nano: Callable[[str], Path]) -> None:
     assert calls == sorted(calls) and calls[-1] == (total, total)
 
 
+def test_shards_as_a_file_and_as_a_source(tmp_path: Path) -> None:
+    quantize(NANO, tmp_path / "q.gguf", "Q8_0", split_size=1_000_000)
+    quantize(NANO, tmp_path / "f.gguf", "BF16", split_size=3_000_000)
+    (shards,), (source,) = (list(tmp_path.glob(f"{name}-00001-of-*.gguf")) for name in "qf")
+    assert verify(shards, NANO).problems == [] and verify(shards, source).problems == []
+    last = max(tmp_path.glob("q-*.gguf"))
+    name = gguf.GGUFReader(last).tensors[-1].name
+    with_bit(last, last, name, 2, 6)
+    assert flagged(shards, source) == [name]
+    last.write_bytes(last.read_bytes()[:-100])
+    assert last.name in verify(shards).problems[0]
+
+
 # ---- damage ------------------------------------------------------------------------------
 
 
