@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
 import shutil
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from checkpoint_synthetic import config_of, write_synthetic
 from checkpoint_tiny import (
     DATA,
     DENSE,
@@ -27,7 +31,10 @@ from numpy.typing import NDArray
 from quant.errors import UsageError
 from quant.quantize import default_output, quantize
 from quant.recipes import RECIPES
+from quant.safetensors import Weights
 from quant.vocab import add_tokenizer
+from qwen3cli.engine import Model, Sampling
+from qwen3cli.synthetic import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ["nano-dense", "nano-moe"]
@@ -70,8 +77,9 @@ def expected(tensors: Tensors, config: dict[str, Any]) -> Tensors:
     result = {
         "token_embd.weight": tensors["model.embed_tokens.weight"],
         "output_norm.weight": tensors["model.norm.weight"],
-        "output.weight": tensors["lm_head.weight"],
     }
+    if not config["tie_word_embeddings"]:
+        result["output.weight"] = tensors["lm_head.weight"]
     for i in range(config["num_hidden_layers"]):
         for source, name in names.items():
             if (weight := f"model.layers.{i}.{source}.weight") in tensors:
@@ -121,6 +129,31 @@ def test_shards_and_fused_experts_give_the_same_file(tmp_path: Path) -> None:
     for name, source in variants.items():
         quantize(source, files[name], "q8_0")
     assert len({path.read_bytes() for path in files.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["0.6b", "30b-a3b", "235b-a22b"])
+def test_shards_in_the_shapes_of_the_family(tmp_path: Path, name: str) -> None:
+    """Small in every dimension but the experts, as bench/peak_memory.py has them large."""
+    hp = SHAPES[name]
+    experts = replace(hp.experts, n_ff=32) if hp.experts else None
+    hp = replace(hp, n_layers=2, n_embd=64, head_dim=16, n_ff=96, n_vocab=352, experts=experts)
+    n_bytes = write_synthetic(tmp_path / "source", hp, shard_bytes=100_000)
+    shards = list((tmp_path / "source").glob("*.safetensors"))
+    assert len(shards) > 2 and sum(shard.stat().st_size for shard in shards) > n_bytes
+    with closing(Weights(tmp_path / "source")) as weights:
+        names = weights.names
+        tensors = {
+            name: weights.read_rows(name, 0, weights.info(name).n_rows).reshape(
+                weights.info(name).shape
+            )
+            for name in names
+        }
+    quantize(tmp_path / "source", tmp_path / "out.gguf", "F32")
+    written = contents(tmp_path / "out.gguf")[1]
+    wanted = expected(tensors, config_of(hp))
+    assert written.keys() == wanted.keys()
+    for part, values in wanted.items():
+        assert np.array_equal(decoded(written[part]), values), part
 
 
 @pytest.fixture(scope="module")
@@ -292,24 +325,61 @@ def test_ends_and_templates_where_other_releases_keep_them(tmp_path: Path) -> No
 # ---- the ecosystem ----------------------------------------------------------
 
 
-@pytest.mark.llama
-@pytest.mark.parametrize("recipe", ["F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q4_0"])
-@pytest.mark.parametrize("name", NANO)
-def test_llama_cpp_answers_from_our_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, recipe: str
-) -> None:
+@pytest.fixture
+def llama(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """llama-cpp-python, without repacked weights: some machines lack what that needs."""
     llama_cpp = pytest.importorskip("llama_cpp")
     defaults = llama_cpp.llama_model_default_params
 
-    def plain() -> Any:  # the file's own layout: some machines lack what repacking needs
+    def plain() -> Any:
         params = defaults()
         params.use_extra_bufts = False
         return params
 
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", plain)
-    quantize(DATA / name, tmp_path / "out.gguf", recipe)
-    model = llama_cpp.Llama(str(tmp_path / "out.gguf"), n_ctx=512, verbose=False)
+    return llama_cpp
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", NANO)
+def test_llama_cpp_answers_from_our_files(
+    tmp_path: Path, llama: Any, name: str, recipe: str
+) -> None:
+    if RECIPES[recipe].only_experts and name == "nano-dense":
+        pytest.skip("a recipe for mixtures")
+    out = tmp_path / "out.gguf"
+    quantize(DATA / name, out, recipe)
     prompt = "<|im_start|>user\nWhat is 17 + 48 - 5?<|im_end|>\n<|im_start|>assistant\n<think>\n"
-    answer = model(prompt, max_tokens=120, temperature=0)["choices"][0]["text"]
+    model = llama.Llama(str(out), n_ctx=512, verbose=False)
+    theirs = model(prompt, max_tokens=120, temperature=0)["choices"][0]["text"]
     model.close()
-    assert answer.endswith("65 - 5: 5-5=0, 6-0=6, 60\n</think>\n\n60")
+    engine = Model(out)
+    session = engine.session()
+    session.sync(engine.tokenizer.encode(prompt, added=True))
+    ids = session.generate(Sampling(temperature=0), stop={engine.tokenizer.added["<|im_end|>"]})
+    assert theirs == engine.tokenizer.decode(list(ids))
+    assert theirs.endswith("</think>\n\n60")
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "MOE_Q4"])
+@pytest.mark.parametrize("name", NANO)
+def test_llama_cpp_converts_our_f16_file_to_the_same_types(
+    tmp_path: Path, llama: Any, name: str, recipe: str
+) -> None:
+    """And of types that know one way of rounding to the same bytes."""
+    f16, ours, theirs = (tmp_path / f"{file}.gguf" for file in ("f16", "ours", "theirs"))
+    quantize(DATA / name, f16, "F16")
+    quantize(f16, ours, recipe)
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.nthread = int(RECIPES[recipe].file_type), 2
+    paths = (str(path).encode() for path in (f16, theirs))
+    assert llama.llama_model_quantize(*paths, ctypes.byref(params)) == 0
+    (our_metadata, ours_by_name), (metadata, by_name) = contents(ours), contents(theirs)
+    assert our_metadata == metadata
+    assert ours_by_name.keys() == by_name.keys()
+    for tensor, its in by_name.items():
+        assert ours_by_name[tensor].tensor_type == its.tensor_type, tensor
+        if its.tensor_type.name in ("F32", "F16", "BF16", "Q8_0", "Q4_0"):
+            assert np.array_equal(ours_by_name[tensor].data, its.data), tensor
