@@ -167,7 +167,7 @@ def quantize(
         str | None,
         typer.Option("-o", "--out", metavar="PATH", help="The file to write, or its folder."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model of this name.")] = False,
     split_size: Annotated[
         str | None,
         typer.Option(
