@@ -120,6 +120,13 @@ nb::list tensor_table(const qwen3_file *file) {
     return out;
 }
 
+nb::list shard_numbers(const qwen3_file *file) {
+    nb::list out;
+    for (size_t i = 0; i < qwen3_file_n_tensors(file); i++)
+        out.append(qwen3_file_tensor(file, i)->shard);
+    return out;
+}
+
 template <typename T> nb::capsule owner_of(T *array) {
     return nb::capsule(array, [](void *p) noexcept { delete[] static_cast<T *>(p); });
 }
@@ -405,6 +412,7 @@ NB_MODULE(qwen3_native, m) {
         .def("value_types", [](const File &f) { return value_types(f.file); })
         .def("tensors", [](const File &f) { return tensor_table(f.file); })
         .def("data_offsets", [](const File &f) { return data_offsets(f.file); })
+        .def("shards", [](const File &f) { return shard_numbers(f.file); })
         .def("read_rows",
              [](const File &f, const string &name, size_t start, size_t stop) {
                  return read_rows(f.file, name, start, stop);

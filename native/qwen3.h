@@ -73,8 +73,10 @@ typedef struct {
     uint64_t bytes;
     uint64_t offset;     /* of the data, from the start of the file */
     const uint8_t *data; /* in the mapping */
+    uint32_t shard;      /* the file that holds it, 0 for the first */
 } qwen3_tensor;
 
+/* A split model is opened by its first shard, NAME-00001-of-00003.gguf, beside the others. */
 qwen3_file *qwen3_file_open(const char *path, qwen3_error *err);
 /* Reads a GGUF image in memory, which must outlive the file. */
 qwen3_file *qwen3_file_from_memory(const void *data, size_t len, qwen3_error *err);

@@ -11,7 +11,8 @@ class NativeError(Exception):
     cancelled."""
 
 class File:
-    """A GGUF file: metadata and tensor table, nothing computed."""
+    """A GGUF file, or all shards of a split model by the path of the first: metadata and
+    tensor table, nothing computed."""
 
     def __init__(self, path: bytes) -> None: ...
     version: int
@@ -25,6 +26,8 @@ class File:
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]: ...
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""
+    def shards(self) -> list[int]:
+        """For each tensor the file that holds it: 0, or more in a split model."""
 
 class Tokenizer:
     def __init__(self, path: bytes) -> None: ...

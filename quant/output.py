@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import QuantError, UsageError
-
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf")  # behind the name of the model
+from .shards import forms, numbers
 
 
 @contextmanager
@@ -31,9 +29,9 @@ def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Itera
     by the next. An OSError of the block becomes a QuantError that names path, and
     elsewhere, which chooses another."""
     parts = [path.with_name(f".{path.name}.part{i or ''}") for i in range(len(files))]
-    if _SHARD.search(path.name):
+    if numbers(path):
         raise UsageError(f"{path}: the name of one part of a split model; leave the numbers out")
-    for file in {path, *files}:
+    for file in [path, *files]:
         _refuse_others(file, elsewhere)
     try:
         lock = _locked(parts[0], path)
@@ -60,40 +58,24 @@ def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Itera
         os.close(lock)
 
 
-def shards(path: Path, count: int) -> list[Path]:
-    """What the ecosystem calls the parts of path: NAME-00001-of-00003.gguf and so on."""
-    name = path.name.removesuffix(".gguf")
-    return [path.with_name(f"{name}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
-
-
-def forms(path: Path) -> list[Path]:
-    """The files there are of a model: path and shards of it, those first by which a
-    model is opened."""
-    name = path.name.removesuffix(".gguf")
-    found = [
-        file
-        for file in path.parent.iterdir()
-        if file.name.startswith(name) and _SHARD.fullmatch(file.name[len(name) :])
-    ]
-    return [path] * path.exists() + sorted(found)
-
-
 def _publish(parts: list[Path], files: list[Path]) -> None:
     """The first file, by which a set is opened, leaves before the others come and comes
     after them: no set is ever half old and half new."""
     directory = files[0].parent
     if len(files) > 1:
         files[0].unlink(missing_ok=True)
-        _sync(directory)
         try:
+            _sync(directory)
             for part, file in zip(parts[1:], files[1:], strict=True):
                 part.replace(file)
             _sync(directory)
+            parts[0].replace(files[0])
         except BaseException:
-            for file in files[1:]:
+            for file in files:
                 file.unlink(missing_ok=True)
             raise
-    parts[0].replace(files[0])
+    else:
+        parts[0].replace(files[0])
     _sync(directory)
 
 

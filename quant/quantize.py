@@ -27,7 +27,7 @@ from . import recipes
 from .card import directory_name
 from .errors import FormatError, QuantError, UsageError
 from .layout import Tensor
-from .output import forms
+from .shards import forms, model_name
 from .source import Source, open_source
 from .writer import Output, TensorInfo, file_sizes, gguf_output
 
@@ -98,7 +98,7 @@ def default_output(source: Path, recipe: str) -> Path:
     """The file name for a source and a recipe: nano-dense-q8_0.gguf."""
     name = directory_name(source)
     if source.is_file():
-        name = source.stem
+        name = model_name(source)
         known = "|".join(sorted(recipes.RECIPES, key=len, reverse=True))
         name = re.sub(rf"[-.]({known})$", "", name, flags=re.IGNORECASE) or name
     return Path(f"{name}-{recipes.recipe(recipe).name.lower()}.gguf")

@@ -19,9 +19,10 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import QuantError
+from .errors import QuantError, UsageError
 from .output import replacing_all
-from .output import shards as shards_of
+from .shards import MAX_SHARDS
+from .shards import shards as shards_of
 
 _ALIGNMENT = 32
 _SPLIT = gguf.Keys.Split
@@ -100,6 +101,8 @@ def gguf_output(
     The files are there when the block ends well; otherwise nothing has changed. Raises
     UsageError and QuantError, whose advice names elsewhere."""
     shards = _plan(tensors, split_size)
+    if len(shards) > MAX_SHARDS:
+        raise UsageError(f"{path}: {len(shards)} files are more than a model may be split into")
     files = shards_of(path, len(shards)) if len(shards) > 1 else [path]
     with replacing_all(files, path, elsewhere) as parts:
         _check_space(path, sum(tensor.n_bytes for tensor in tensors), elsewhere)

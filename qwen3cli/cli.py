@@ -187,7 +187,13 @@ def quantize(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Print the types and the size, write nothing.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model of this name.")] = False,
+    split_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-size", metavar="N", help="Files of at most N bytes each, such as 4G."
+        ),
+    ] = None,
     threads: QuantizerThreads = 0,
 ) -> None:
     """Turn Hugging Face weights, or a GGUF file of floats, into a GGUF file."""
@@ -196,7 +202,11 @@ def quantize(
     chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
     if len(chosen) != 1:
         raise UsageError("choose one of --q4, --q8 and --type T")
-    what: dict[str, Any] = {"overrides": tensor or [], "allow_requantize": allow_requantize}
+    what: dict[str, Any] = {
+        "overrides": tensor or [],
+        "allow_requantize": allow_requantize,
+        "split_size": split_size,
+    }
     if dry:
         dry_run(source, chosen[0], context.obj, **what)
     else:

@@ -297,7 +297,7 @@ def backends() -> list[str]:
 
 
 class ModelFile:
-    """A GGUF file's metadata and tensor table, for inspection."""
+    """A GGUF file's, or a split model's, metadata and tensor table, for inspection."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
@@ -316,3 +316,7 @@ class ModelFile:
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape, type, bytes) in file order, the fastest dimension last."""
         return self._native.tensors()
+
+    def shards(self) -> list[int]:
+        """For each tensor which file of a split model holds it, counted from 1."""
+        return [number + 1 for number in self._native.shards()]

@@ -22,14 +22,15 @@ def show(path: Path, terminal: Terminal, *, tensors: bool, as_json: bool) -> Non
     file = ModelFile(path)
     metadata = file.metadata(_MAX_ITEMS)
     table = file.tensors()
+    shards = file.shards()
     if as_json:
         described = {
             "file": str(path),
             "version": file.version,
             "metadata": {key: _plain(value) for key, value in metadata.items()},
             "tensors": [
-                {"name": name, "shape": shape, "type": kind, "bytes": size}
-                for name, shape, kind, size in table
+                {"name": name, "shape": shape, "type": kind, "bytes": size, "shard": shard}
+                for (name, shape, kind, size), shard in zip(table, shards, strict=True)
             ],
         }
         terminal.json(described)
@@ -49,10 +50,12 @@ def show(path: Path, terminal: Terminal, *, tensors: bool, as_json: bool) -> Non
     )
     if tensors:
         rows = [
-            (name, " x ".join(map(str, shape)), kind, f"{size:,}")
-            for name, shape, kind, size in table
+            (name, " x ".join(map(str, shape)), kind, f"{size:,}", str(shard))
+            for (name, shape, kind, size), shard in zip(table, shards, strict=True)
         ]
-        terminal.table(("tensor", "shape", "type", "bytes"), rows)
+        columns = ("tensor", "shape", "type", "bytes", "shard")
+        shown = len(columns) if max(shards, default=1) > 1 else len(columns) - 1
+        terminal.table(columns[:shown], [row[:shown] for row in rows])
 
 
 def tokenize(

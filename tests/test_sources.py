@@ -213,6 +213,23 @@ def test_rows_of_a_gguf(tmp_path: Path, kind: str, experts: int) -> None:
         assert np.array_equal(values, image.matrix(name).reshape(values.shape)), name
 
 
+def test_a_split_gguf(tmp_path: Path) -> None:
+    """Opened by its first shard, and never replaced by what is made of it."""
+    whole, split = tmp_path / "whole.gguf", tmp_path / "split" / "model.gguf"
+    quantize(DATA / "nano-dense", whole, "bf16")
+    split.parent.mkdir()
+    shards = quantize(DATA / "nano-dense", split, "bf16", split_size=3_000_000).paths
+    assert len(shards) > 2
+    quantize(whole, tmp_path / "a.gguf", "q8_0")
+    quantize(shards[0], tmp_path / "b.gguf", "q8_0")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert default_output(shards[0], "q8_0") == Path("model-q8_0.gguf")
+    with pytest.raises(UsageError, match="would replace its own source"):
+        quantize(shards[0], split, "q8_0")
+    shards[1].unlink()
+    refused(shards[0], "model-00002")
+
+
 def test_every_kind_of_metadata_is_copied(tmp_path: Path) -> None:
     image = tiny_model("F32")
     kinds = gguf.GGUFValueType
