@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 import qwen3_native
 from numpy.typing import NDArray
 
-from . import shards
 from .checkpoint import ARCHITECTURES, Experts, Hyperparameters, Yarn
 from .errors import FormatError, UsageError
 from .layout import Run, Tensor, layout
 from .metadata import quantization
 from .recipes import Recipe
 from .safetensors import floats
+from .shards import files
 from .source_file import SourceFile
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -26,31 +27,46 @@ _OF_THE_FILE = ("general.architecture", "general.alignment")
 _OF_THE_FILE_PREFIXES = ("GGUF.", "split.", "quantize.imatrix.")
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor as it lies in the source."""
+
+    file: SourceFile
+    offset: int
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return qwen3_native.type_bytes(self.kind, self.shape[-1])
+
+
 class GgufFile:
-    """A Source: a file, or the first shard, of a model of qwen3 or qwen3moe."""
+    """A Source: a file of the architectures qwen3 and qwen3moe, or all shards of a split
+    model by the first."""
 
     def __init__(self, path: Path, *, allow_requantize: bool = False) -> None:
         self.path = path
-        self._files = [SourceFile(path)]
+        self._files: list[SourceFile] = []
         try:
-            try:
-                header = qwen3_native.File(os.fsencode(path))
-                self._metadata = header.metadata()
-            except qwen3_native.NativeError as error:
-                raise FormatError(f"{path}: {error.args[1]}") from None
-            names = [name for name, _, _, _ in header.tensors()]
-            self._shards = dict(zip(names, header.shards(), strict=True))
-            n_shards = max(header.shards(), default=0) + 1
-            self._files += map(SourceFile, shards.files(path)[1:n_shards])
+            header = qwen3_native.File(os.fsencode(path))
+            self._metadata = header.metadata()
             self._value_types = header.value_types()
-            self._offsets = header.data_offsets()
-            self._types = {name: kind for name, _, kind, _ in header.tensors()}
-            shapes = {name: shape for name, shape, _, _ in header.tensors()}
+            self._files = [SourceFile(file) for file in files(path)]
+            offsets = header.data_offsets()
+            self._stored = {
+                name: _Stored(self._files[shard], offsets[name], kind, shape)
+                for (name, shape, kind, _), shard in zip(
+                    header.tensors(), header.shards(), strict=True
+                )
+            }
+            shapes = {name: stored.shape for name, stored in self._stored.items()}
             self.hp = _Keys(path, self._metadata).hyperparameters(shapes)
-            self.tensors = [self._tensor(tensor, shapes) for tensor in layout(self.hp)]
-            self._row_lengths = {tensor.name: tensor.row_length for tensor in self.tensors}
+            self.tensors = [self._tensor(tensor) for tensor in layout(self.hp)]
             self._refuse_rest()
             self._check_types(allow_requantize)
+        except qwen3_native.NativeError as error:
+            raise FormatError(f"{path}: {error.args[1]}") from None
         except BaseException:
             self.close()
             raise
@@ -60,19 +76,19 @@ class GgufFile:
             file.close()
 
     def row_bytes(self, name: str) -> int:
-        return qwen3_native.type_bytes(self._types[name], self._row_lengths[name])
+        return self._stored[name].row_bytes
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        row_bytes, kind = self.row_bytes(name), self._types[name]
-        offset = self._offsets[name] + start * row_bytes
-        raw = self._files[self._shards[name]].read(offset, (stop - start) * row_bytes, name)
-        if kind in _FLOATS:
-            values = floats(raw, kind)
+        stored = self._stored[name]
+        n_rows, n = stop - start, stored.shape[-1]
+        offset = stored.offset + start * stored.row_bytes
+        raw = stored.file.read(offset, n_rows * stored.row_bytes, name)
+        if stored.kind in _FLOATS:
+            values = floats(raw, stored.kind)
         else:
             blocks = np.frombuffer(raw, np.uint8)
-            n = (stop - start) * self._row_lengths[name]
-            values = qwen3_native.dequantize(kind, blocks, n)
-        return values.reshape(stop - start, self._row_lengths[name])
+            values = qwen3_native.dequantize(stored.kind, blocks, n_rows * n)
+        return values.reshape(n_rows, n)
 
     def add_metadata(self, writer: gguf.GGUFWriter, recipe: Recipe) -> None:
         """As it is in the file, in its order."""
@@ -88,20 +104,22 @@ class GgufFile:
         for key, number in changed.items():
             writer.add_uint32(key, number)
 
-    def _tensor(self, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) -> Tensor:
-        name = tensor.name
-        if name not in shapes:
-            raise FormatError(f"{self.path}: the tensor {name} is missing; download it again")
-        if shapes[name] != tensor.shape:
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        stored = self._stored.get(tensor.name)
+        if stored is None:
             raise FormatError(
-                f"{self.path}: the tensor {name} has shape {list(shapes[name])}, "
+                f"{self.path}: the tensor {tensor.name} is missing; download it again"
+            )
+        if stored.shape != tensor.shape:
+            raise FormatError(
+                f"{self.path}: the tensor {tensor.name} has shape {list(stored.shape)}, "
                 f"but the metadata calls for {list(tensor.shape)}"
             )
-        run = Run(name, 0, tensor.n_rows)
-        return Tensor(name, tensor.shape, tensor.layer, (run,))
+        return replace(tensor, runs=(Run(tensor.name, 0, tensor.n_rows),))
 
     def _check_types(self, allow_requantize: bool) -> None:
-        for name, kind in self._types.items():
+        for name, stored in self._stored.items():
+            kind = stored.kind
             try:
                 qwen3_native.type_bytes(kind, 256)
             except ValueError:
@@ -115,7 +133,7 @@ class GgufFile:
                 )
 
     def _refuse_rest(self) -> None:
-        if rest := self._types.keys() - {tensor.name for tensor in self.tensors}:
+        if rest := self._stored.keys() - {tensor.name for tensor in self.tensors}:
             raise FormatError(
                 f"{self.path}: holds {min(rest)[:200]!r}, which is no part of "
                 f"{self.hp.architecture} with {self.hp.n_layers} layers"

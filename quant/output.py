@@ -31,7 +31,7 @@ def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Itera
     parts = [path.with_name(f".{path.name}.part{i or ''}") for i in range(len(files))]
     if numbers(path):
         raise UsageError(f"{path}: the name of one part of a split model; leave the numbers out")
-    for file in {path, *files}:
+    for file in [path, *files]:
         _refuse_others(file, elsewhere)
     try:
         lock = _locked(parts[0], path)
@@ -64,16 +64,18 @@ def _publish(parts: list[Path], files: list[Path]) -> None:
     directory = files[0].parent
     if len(files) > 1:
         files[0].unlink(missing_ok=True)
-        _sync(directory)
         try:
+            _sync(directory)
             for part, file in zip(parts[1:], files[1:], strict=True):
                 part.replace(file)
             _sync(directory)
+            parts[0].replace(files[0])
         except BaseException:
-            for file in files[1:]:
+            for file in files:
                 file.unlink(missing_ok=True)
             raise
-    parts[0].replace(files[0])
+    else:
+        parts[0].replace(files[0])
     _sync(directory)
 
 
