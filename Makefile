@@ -56,8 +56,9 @@ fuzz: $(BIN)/python
 	  -DQWEN3_SANITIZE=address,undefined,fuzzer-no-link
 	$(BIN)/cmake --build build/fuzz -j2
 	mkdir -p build/fuzz/corpus
+	cat tests/data/tiny-0000?-of-00002.gguf > build/fuzz/tiny-shards
 	build/fuzz/tests/native/fuzz_gguf build/fuzz/corpus -max_total_time=20 -print_final_stats=1 \
-	  -seed_inputs=tests/data/tiny.gguf,tests/data/tiny-moe.gguf
+	  -seed_inputs=tests/data/tiny.gguf,tests/data/tiny-moe.gguf,build/fuzz/tiny-shards
 
 ARM := aarch64-linux-gnu-gcc
 arm: $(BIN)/python

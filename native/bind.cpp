@@ -15,6 +15,7 @@
 #include <optional>
 #include <vector>
 
+#include "check.h"
 #include "probe.h"
 #include "qwen3.h"
 
@@ -89,6 +90,24 @@ nb::dict metadata(const qwen3_file *file, int64_t max_items) {
     return out;
 }
 
+nb::dict value_types(const qwen3_file *file) {
+    nb::dict out;
+    for (size_t i = 0; i < qwen3_file_n_kv(file); i++) {
+        const qwen3_kv *kv = qwen3_file_kv(file, i);
+        out[to_text(kv->key)] = nb::make_tuple(kv->type, kv->item_type);
+    }
+    return out;
+}
+
+nb::dict data_offsets(const qwen3_file *file) {
+    nb::dict out;
+    for (size_t i = 0; i < qwen3_file_n_tensors(file); i++) {
+        const qwen3_tensor *t = qwen3_file_tensor(file, i);
+        out[to_text(t->name)] = t->offset;
+    }
+    return out;
+}
+
 nb::list tensor_table(const qwen3_file *file) {
     nb::list out;
     for (size_t i = 0; i < qwen3_file_n_tensors(file); i++) {
@@ -99,6 +118,13 @@ nb::list tensor_table(const qwen3_file *file) {
         string type = name ? name : "type " + std::to_string(t->type);
         out.append(nb::make_tuple(to_text(t->name), nb::tuple(shape), type, t->bytes));
     }
+    return out;
+}
+
+nb::list shard_numbers(const qwen3_file *file) {
+    nb::list out;
+    for (size_t i = 0; i < qwen3_file_n_tensors(file); i++)
+        out.append(qwen3_file_tensor(file, i)->shard);
     return out;
 }
 
@@ -215,6 +241,10 @@ class Turn {
     ~Turn() { busy.clear(std::memory_order_release); }
 };
 
+using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
+using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
 struct Session {
     qwen3_session *session;
     size_t n_vocab;
@@ -250,6 +280,21 @@ struct Session {
             status = qwen3_extend(session, ids.data(), ids.size(), &err);
         }
         if (status != QWEN3_OK) raise(err);
+    }
+    OwnedRows extend_logits(const std::vector<int32_t> &ids) {
+        Turn turn(busy);
+        // What does not fit would be an error: no memory is taken for it.
+        size_t n = ids.size() > qwen3_session_n_ctx(session) ? 0 : ids.size();
+        float *logits = new float[n * n_vocab];
+        nb::capsule owner = owner_of(logits);
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = qwen3_extend_logits(session, ids.data(), ids.size(), logits, &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+        return {logits, {n, n_vocab}, owner};
     }
     void fill(size_t n) {
         Turn turn(busy);
@@ -310,10 +355,6 @@ using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::
 using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
-using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
-using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-
 OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
                     const std::optional<Floats1> &weights) {
     uint32_t type = type_of(type_name);
@@ -335,8 +376,14 @@ OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
     return {out, {n_rows, row_bytes}, owner};
 }
 
-// Rows [start, stop) of a tensor, a matrix of its fastest dimension.
-OwnedRows read_rows(const qwen3_file *file, const string &name, size_t start, size_t stop) {
+// Rows [start, stop) of a tensor, seen as a matrix of its fastest dimension.
+struct Rows {
+    uint32_t type;
+    size_t n, row_bytes; // of a row
+    const uint8_t *data;
+};
+
+Rows rows_of(const qwen3_file *file, const string &name, size_t start, size_t stop) {
     const qwen3_tensor *t = nullptr;
     for (size_t i = 0; i < qwen3_file_n_tensors(file) && !t; i++) {
         const qwen3_tensor *each = qwen3_file_tensor(file, i);
@@ -347,17 +394,31 @@ OwnedRows read_rows(const qwen3_file *file, const string &name, size_t start, si
     size_t row_bytes = qwen3_type_bytes(t->type, n);
     if (row_bytes == 0) raise({QWEN3_ERR_UNSUPPORTED, "the tensor has a type that cannot be read"});
     if (start > stop || stop > n_rows) throw nb::index_error("the tensor has fewer rows");
-    float *out = new float[(stop - start) * n];
+    return {t->type, n, row_bytes, t->data + start * row_bytes};
+}
+
+OwnedRows read_rows(const qwen3_file *file, const string &name, size_t start, size_t stop) {
+    Rows rows = rows_of(file, name, start, stop);
+    size_t count = (stop - start) * rows.n;
+    float *out = new float[count];
     nb::capsule owner = owner_of(out);
     qwen3_error err;
     qwen3_status status;
     {
         nb::gil_scoped_release release;
-        status = qwen3_dequantize(t->type, t->data + start * row_bytes, out, (stop - start) * n,
-                                  &err);
+        status = qwen3_dequantize(rows.type, rows.data, out, count, &err);
     }
     if (status != QWEN3_OK) raise(err);
-    return {out, {stop - start, n}, owner};
+    return {out, {stop - start, rows.n}, owner};
+}
+
+// The first of the rows that holds a NaN or an infinity, None if all are finite.
+std::optional<size_t> find_row_not_finite(const qwen3_file *file, const string &name, size_t start,
+                                          size_t stop) {
+    Rows rows = rows_of(file, name, start, stop);
+    nb::gil_scoped_release release;
+    size_t row = start + first_row_not_finite(rows.type, rows.data, stop - start, rows.n);
+    return row < stop ? std::optional(row) : std::nullopt;
 }
 
 OwnedFloats dequantize_values(const string &type_name, const Bytes1 &data, size_t n) {
@@ -384,10 +445,18 @@ NB_MODULE(qwen3_native, m) {
         .def_prop_ro("version", [](const File &f) { return qwen3_file_version(f.file); })
         .def("metadata", [](const File &f, int64_t max) { return metadata(f.file, max); },
              "max_items"_a = -1)
+        .def("value_types", [](const File &f) { return value_types(f.file); })
         .def("tensors", [](const File &f) { return tensor_table(f.file); })
+        .def("data_offsets", [](const File &f) { return data_offsets(f.file); })
+        .def("shards", [](const File &f) { return shard_numbers(f.file); })
         .def("read_rows",
              [](const File &f, const string &name, size_t start, size_t stop) {
                  return read_rows(f.file, name, start, stop);
+             },
+             "name"_a, "start"_a, "stop"_a)
+        .def("find_row_not_finite",
+             [](const File &f, const string &name, size_t start, size_t stop) {
+                 return find_row_not_finite(f.file, name, start, stop);
              },
              "name"_a, "start"_a, "stop"_a);
 
@@ -419,6 +488,7 @@ NB_MODULE(qwen3_native, m) {
         .def("ids", &Session::ids)
         .def("sync", &Session::sync, "ids"_a)
         .def("extend", &Session::extend, "ids"_a)
+        .def("extend_logits", &Session::extend_logits, "ids"_a)
         .def("fill", &Session::fill, "n"_a)
         .def("logits", &Session::logits)
         .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,

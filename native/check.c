@@ -80,6 +80,11 @@ size_t find_not_finite(uint32_t type, const void *blocks, size_t n_blocks) {
     return i;
 }
 
+size_t first_row_not_finite(uint32_t type, const void *rows, size_t n_rows, size_t n_per_row) {
+    size_t row_blocks = n_per_row / (size_t)weight_type_of(type)->block;
+    return find_not_finite(type, rows, n_rows * row_blocks) / row_blocks;
+}
+
 /* ---- files --------------------------------------------------------------------- */
 
 typedef struct {

@@ -28,6 +28,8 @@ struct qwen3_file {
     qwen3_tensor *tensors;
     const qwen3_kv **kv_by_name; /* sorted, for look-ups and duplicates */
     const qwen3_tensor **tensor_by_name;
+    qwen3_file **shards; /* the other files of a split model: their mappings hold the tensors */
+    size_t n_shards;
 };
 
 enum { MIN_KV_BYTES = 8 + 4 + 1, MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8, MAX_NAME = 65535 };
@@ -169,6 +171,16 @@ bool kv_to_str(const qwen3_kv *kv, qwen3_str *out) {
     return true;
 }
 
+bool kv_equals(const qwen3_kv *a, const qwen3_kv *b) {
+    if (a->type != b->type || a->item_type != b->item_type || a->count != b->count) return false;
+    if (a->item_type != QWEN3_STRING)
+        return memcmp(a->data, b->data, a->count * scalar_size(a->item_type)) == 0;
+    const uint8_t *x = a->data, *y = b->data;
+    for (uint64_t i = 0; i < a->count; i++)
+        if (str_order(qwen3_next_string(&x), qwen3_next_string(&y)) != 0) return false;
+    return true;
+}
+
 qwen3_str qwen3_next_string(const uint8_t **at) {
     qwen3_str s;
     memcpy(&s.len, *at, 8);
@@ -250,20 +262,26 @@ static qwen3_status read_tensor(cursor *c, qwen3_tensor *t, uint64_t *offset, si
     return QWEN3_OK;
 }
 
-/* Sorts the names and refuses one that stands twice. */
-static qwen3_status index_names(qwen3_file *f, qwen3_error *err) {
+/* Both sort the names and refuse one that stands twice. */
+static qwen3_status index_kv(qwen3_file *f, qwen3_error *err) {
     f->kv_by_name = calloc(f->n_kv + 1, sizeof *f->kv_by_name);
-    f->tensor_by_name = calloc(f->n_tensors + 1, sizeof *f->tensor_by_name);
-    if (!f->kv_by_name || !f->tensor_by_name)
-        return fail(err, QWEN3_ERR_MEMORY, "out of memory for the file's index");
+    if (!f->kv_by_name) return fail(err, QWEN3_ERR_MEMORY, "out of memory for the file's index");
     for (size_t i = 0; i < f->n_kv; i++) f->kv_by_name[i] = &f->kv[i];
-    for (size_t i = 0; i < f->n_tensors; i++) f->tensor_by_name[i] = &f->tensors[i];
     qsort(f->kv_by_name, f->n_kv, sizeof *f->kv_by_name, kv_order);
-    qsort(f->tensor_by_name, f->n_tensors, sizeof *f->tensor_by_name, tensor_order);
     for (size_t i = 1; i < f->n_kv; i++)
         if (kv_order(&f->kv_by_name[i - 1], &f->kv_by_name[i]) == 0)
             return fail(err, QWEN3_ERR_FORMAT, "metadata '%.*s' stands twice",
                         STR_ARG(f->kv_by_name[i]->key));
+    return QWEN3_OK;
+}
+
+static qwen3_status index_tensors(qwen3_file *f, qwen3_error *err) {
+    free(f->tensor_by_name);
+    f->tensor_by_name = calloc(f->n_tensors + 1, sizeof *f->tensor_by_name);
+    if (!f->tensor_by_name)
+        return fail(err, QWEN3_ERR_MEMORY, "out of memory for the file's index");
+    for (size_t i = 0; i < f->n_tensors; i++) f->tensor_by_name[i] = &f->tensors[i];
+    qsort(f->tensor_by_name, f->n_tensors, sizeof *f->tensor_by_name, tensor_order);
     for (size_t i = 1; i < f->n_tensors; i++)
         if (tensor_order(&f->tensor_by_name[i - 1], &f->tensor_by_name[i]) == 0)
             return fail(err, QWEN3_ERR_FORMAT, "tensor '%.*s' stands twice",
@@ -294,7 +312,8 @@ static qwen3_status place_tensors(qwen3_file *f, const cursor *c, const uint64_t
                         "tensor '%.*s' lies outside the file: it is truncated or damaged, "
                         "fetch it again",
                         STR_ARG(t->name));
-        t->data = f->base + start + offsets[i];
+        t->offset = start + offsets[i];
+        t->data = f->base + t->offset;
     }
     const qwen3_tensor **by_extent = malloc((f->n_tensors + 1) * sizeof *by_extent);
     if (!by_extent) return fail(err, QWEN3_ERR_MEMORY, "out of memory for the file's index");
@@ -339,13 +358,14 @@ static qwen3_status parse(qwen3_file *f, qwen3_error *err) {
     for (; status == QWEN3_OK && f->n_tensors < n_tensors; f->n_tensors++)
         status = read_tensor(&c, &f->tensors[f->n_tensors], &offsets[f->n_tensors], f->n_tensors,
                              err);
-    if (status == QWEN3_OK) status = index_names(f, err);
+    if (status == QWEN3_OK) status = index_kv(f, err);
+    if (status == QWEN3_OK) status = index_tensors(f, err);
     if (status == QWEN3_OK) status = place_tensors(f, &c, offsets, err);
     free(offsets);
     return status;
 }
 
-/* ---- public --------------------------------------------------------------- */
+/* ---- files ---------------------------------------------------------------- */
 
 static qwen3_file *open_image(const uint8_t *base, size_t size, bool mapped, qwen3_error *err) {
     qwen3_file *f = calloc(1, sizeof *f);
@@ -364,7 +384,7 @@ static qwen3_file *open_image(const uint8_t *base, size_t size, bool mapped, qwe
     return f;
 }
 
-qwen3_file *qwen3_file_open(const char *path, qwen3_error *err) {
+qwen3_file *gguf_open(const char *path, qwen3_error *err) {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &st) != 0) {
@@ -388,12 +408,32 @@ qwen3_file *qwen3_file_open(const char *path, qwen3_error *err) {
     return open_image(base, (size_t)st.st_size, true, err);
 }
 
+qwen3_status gguf_append(qwen3_file *f, qwen3_file **shards, size_t n, qwen3_error *err) {
+    f->shards = shards;
+    f->n_shards = n;
+    size_t total = f->n_tensors;
+    for (size_t i = 0; i < n; i++) total += shards[i]->n_tensors;
+    qwen3_tensor *all = realloc(f->tensors, (total + 1) * sizeof *all);
+    if (!all) return fail(err, QWEN3_ERR_MEMORY, "out of memory for the table of tensors");
+    f->tensors = all;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < shards[i]->n_tensors; j++) {
+            all[f->n_tensors] = shards[i]->tensors[j];
+            all[f->n_tensors++].shard = (uint32_t)i + 1;
+        }
+    return index_tensors(f, err);
+}
+
+/* ---- public --------------------------------------------------------------- */
+
 qwen3_file *qwen3_file_from_memory(const void *data, size_t len, qwen3_error *err) {
     return open_image(data, len, false, err);
 }
 
 void qwen3_file_close(qwen3_file *f) {
     if (!f) return;
+    for (size_t i = 0; i < f->n_shards; i++) qwen3_file_close(f->shards[i]);
+    free(f->shards);
     if (f->mapped) munmap((void *)f->base, f->size);
     free(f->kv);
     free(f->tensors);

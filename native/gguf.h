@@ -16,6 +16,14 @@ bool kv_to_str(const qwen3_kv *, qwen3_str *out);
 
 bool str_equals(qwen3_str, const char *text);
 
+/* One file as it is, a shard of a model or not. */
+qwen3_file *gguf_open(const char *path, qwen3_error *err);
+/* Appends the tensors of n more shards. They and their malloc-ed array belong to the file from
+ * here on, also on failure; it fails when a name stands twice. */
+qwen3_status gguf_append(qwen3_file *, qwen3_file **shards, size_t n, qwen3_error *err);
+/* Whether two values are of one type and the same. */
+bool kv_equals(const qwen3_kv *, const qwen3_kv *);
+
 /* A name for messages: at most 80 bytes of it. Use as "%.*s", STR_ARG(s). */
 #define STR_ARG(s) (int)((s).len < 80 ? (s).len : 80), (s).data
 

@@ -71,9 +71,12 @@ typedef struct {
     uint32_t n_dims;
     uint64_t shape[4];   /* fastest dimension first, 1 beyond n_dims */
     uint64_t bytes;
+    uint64_t offset;     /* of the data, from the start of the file */
     const uint8_t *data; /* in the mapping */
+    uint32_t shard;      /* the file that holds it, 0 for the first */
 } qwen3_tensor;
 
+/* A split model is opened by its first shard, NAME-00001-of-00003.gguf, beside the others. */
 qwen3_file *qwen3_file_open(const char *path, qwen3_error *err);
 /* Reads a GGUF image in memory, which must outlive the file. */
 qwen3_file *qwen3_file_from_memory(const void *data, size_t len, qwen3_error *err);
@@ -162,6 +165,10 @@ void qwen3_session_free(qwen3_session *);
 int64_t qwen3_sync(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
 /* Appends ids[0..n) (n >= 1): the step of decoding. Fails as qwen3_sync does. */
 qwen3_status qwen3_extend(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
+/* As qwen3_extend, and the logits of every one of the n tokens go to logits[n][n_vocab]:
+ * 600 KB a token of Qwen3, so take them in parts. The same bits as from token after token. */
+qwen3_status qwen3_extend_logits(qwen3_session *, const int32_t *ids, size_t n, float *logits,
+                                 qwen3_error *err);
 size_t qwen3_session_len(const qwen3_session *);
 size_t qwen3_session_n_ctx(const qwen3_session *);
 size_t qwen3_session_kv_bytes(const qwen3_session *); /* of a cache that is full */

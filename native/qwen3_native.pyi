@@ -11,16 +11,25 @@ class NativeError(Exception):
     cancelled."""
 
 class File:
-    """A GGUF file: metadata and tensor table, nothing computed."""
+    """A GGUF file, or all shards of a split model by the path of the first: metadata and
+    tensor table, nothing computed."""
 
     def __init__(self, path: bytes) -> None: ...
     version: int
     def metadata(self, max_items: int = -1) -> dict[str, Any]:
         """Values by key; an array longer than max_items (>= 0) comes as
         ("array", item_type, count)."""
+    def value_types(self) -> dict[str, tuple[int, int]]:
+        """Of each key GGUF's numbers of its value's type and, of an array, its items'."""
+    def data_offsets(self) -> dict[str, int]:
+        """Where in the file the data of each tensor begins."""
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]: ...
+    def find_row_not_finite(self, name: str, start: int, stop: int) -> int | None:
+        """The first of the rows that holds a NaN or an infinity."""
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""
+    def shards(self) -> list[int]:
+        """For each tensor the file that holds it: 0, or more in a split model."""
 
 class Tokenizer:
     def __init__(self, path: bytes) -> None: ...
@@ -48,6 +57,8 @@ class Session:
     def ids(self) -> list[int]: ...
     def sync(self, ids: Sequence[int]) -> int: ...
     def extend(self, ids: Sequence[int]) -> None: ...
+    def extend_logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """[len(ids), n_vocab]"""
     def fill(self, n: int) -> None: ...
     def logits(self) -> NDArray[np.float32]: ...
     def sample(

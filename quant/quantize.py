@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint to one GGUF file, streamed.
+"""A checkpoint, or a GGUF of floats, to GGUF, streamed.
 
 The plan of the whole file comes first: every tensor, its type, its place. Then
 chunks of rows are read, encoded by a pool of threads and written in order. Memory
@@ -7,15 +7,16 @@ holds a few chunks whatever the model, and the bytes do not depend on the thread
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -23,17 +24,14 @@ import qwen3_native
 from numpy.typing import NDArray
 
 from . import recipes
-from .card import directory_name, model_card
-from .checkpoint import read_hyperparameters
-from .convert import Tensor, plan
-from .errors import FormatError, QuantError, SourceNotFound
-from .metadata import add_general, add_hyperparameters
-from .output import replacing
-from .safetensors import Weights
-from .vocab import add_tokenizer
+from .card import directory_name
+from .errors import FormatError, QuantError, UsageError
+from .layout import Tensor
+from .shards import forms, model_name
+from .source import Source, open_source
+from .writer import Output, TensorInfo, file_sizes, gguf_output
 
 _CHUNK_WEIGHTS = 1 << 18  # 1 MB as float32
-_ALIGNMENT = 32
 # The largest magnitude a type can hold; the others have f16 scales.
 _LARGEST = {"F32": 3.4028234e38, "BF16": 3.38e38}
 _LARGEST_F16 = 65504.0
@@ -43,7 +41,7 @@ _LARGEST_F16 = 65504.0
 class Summary:
     """What was written."""
 
-    path: Path
+    paths: list[Path]  # the first one opens the model; the others are its shards
     recipe: str
     n_weights: int
     file_bytes: int
@@ -63,12 +61,75 @@ class _Chunk:
     source: str
     start: int
     stop: int
-    last: bool  # of its tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the tensors of one type come to."""
+
+    kind: str
+    n_tensors: int
+    n_weights: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What would be written: the types, the largest first, and the bytes of each file."""
+
+    shares: list[Share]
+    file_bytes: list[int]
+
+    @property
+    def n_weights(self) -> int:
+        return sum(share.n_weights for share in self.shares)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All of a file but the data."""
+
+    tensors: list[tuple[Tensor, str]]
+    metadata: gguf.GGUFWriter
+    infos: list[TensorInfo]
 
 
 def default_output(source: Path, recipe: str) -> Path:
     """The file name for a source and a recipe: nano-dense-q8_0.gguf."""
-    return Path(f"{directory_name(source)}-{recipes.recipe(recipe).name.lower()}.gguf")
+    name = directory_name(source)
+    if source.is_file():
+        name = model_name(source)
+        known = "|".join(sorted(recipes.RECIPES, key=len, reverse=True))
+        name = re.sub(rf"[-.]({known})$", "", name, flags=re.IGNORECASE) or name
+    return Path(f"{name}-{recipes.recipe(recipe).name.lower()}.gguf")
+
+
+def predict(
+    source: Path,
+    recipe: str,
+    *,
+    overrides: Sequence[str] = (),
+    allow_requantize: bool = False,
+    split_size: int = 0,
+) -> Prediction:
+    """What quantize() would write, with the same arguments; the sizes are exact. Raises
+    UsageError, SourceNotFound, FormatError."""
+    with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
+        plan = _plan(opened, recipes.recipe(recipe), overrides)
+    of_kind: dict[str, list[TensorInfo]] = {}
+    for info in plan.infos:
+        of_kind.setdefault(info.type, []).append(info)
+    shares = [
+        Share(
+            kind,
+            len(infos),
+            sum(math.prod(info.shape) for info in infos),
+            sum(info.n_bytes for info in infos),
+        )
+        for kind, infos in of_kind.items()
+    ]
+    shares.sort(key=lambda share: -share.n_bytes)
+    return Prediction(shares, file_sizes(plan.metadata, plan.infos, split_size=split_size))
 
 
 def quantize(
@@ -76,83 +137,68 @@ def quantize(
     out: Path,
     recipe: str,
     *,
+    overrides: Sequence[str] = (),
+    allow_requantize: bool = False,
     progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
+    split_size: int = 0,
 ) -> Summary:
-    """Converts the checkpoint directory source to the GGUF file out.
+    """Converts source, a checkpoint directory or a GGUF file, to the GGUF file out, or to
+    shards of it with at most split_size bytes of tensors each.
 
-    recipe: a name of recipes.RECIPES, in any case. progress: told after each chunk
-    how many bytes of the source are done, and of how many. threads 0: one per CPU. An
-    existing GGUF file is replaced when all is done; a failure leaves nothing.
-    Raises UsageError, SourceNotFound, FormatError (the source), QuantError (the
-    destination).
+    recipe: a name of recipes.RECIPES, in any case. overrides: PATTERN=TYPE each, see
+    recipes.assign. allow_requantize: source may be a GGUF file of quantized tensors.
+    progress: told after each chunk how many bytes of the source are done, and of how many.
+    threads 0: one per CPU. An existing GGUF file is replaced when all is done; a failure
+    leaves nothing. Raises UsageError, SourceNotFound, FormatError (the source), QuantError
+    (the destination).
     """
     chosen = recipes.recipe(recipe)
-    if not source.is_dir():
-        raise SourceNotFound(f"{source}: there is no such checkpoint directory")
+    if source.is_file() and any(old.samefile(source) for old in forms(out)):
+        raise UsageError(f"{out}: would replace its own source; choose another name with -o")
     started = time.monotonic()
-    hp = read_hyperparameters(source)
-    with Weights(source) as weights:
-        tensors = [(tensor, chosen.type_of(tensor, hp)) for tensor in plan(hp, weights)]
-        with replacing(out) as part:
-            writer = gguf.GGUFWriter(part, hp.architecture)
-            add_general(writer, model_card(source), chosen)
-            add_hyperparameters(writer, hp)
-            add_tokenizer(writer, source, hp.n_vocab)
-            _write_header(writer, tensors)
-            _check_space(out, sum(_bytes(tensor, kind) for tensor, kind in tensors))
-            with part.open("ab") as file:
-                _pad(file)
-                _write_tensors(file, weights, tensors, threads or _cpus(), progress)
-                size = file.tell()
+    with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
+        plan = _plan(opened, chosen, overrides)
+        with gguf_output(out, plan.metadata, plan.infos, split_size=split_size) as output:
+            _write_tensors(output, opened, plan.tensors, threads or _cpus(), progress)
     return Summary(
-        path=out,
+        paths=output.paths,
         recipe=chosen.name,
-        n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in tensors),
-        file_bytes=size,
+        n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in plan.tensors),
+        file_bytes=output.n_bytes,
         seconds=time.monotonic() - started,
     )
 
 
-def _write_header(writer: gguf.GGUFWriter, tensors: list[tuple[Tensor, str]]) -> None:
-    """The metadata and the table of tensors; what follows is aligned data."""
-    for tensor, kind in tensors:
-        raw = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), _bytes(tensor, kind), raw
-        )
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-    finally:
-        writer.close()
+def _plan(source: Source, chosen: recipes.Recipe, overrides: Sequence[str]) -> _Plan:
+    tensors = recipes.assign(chosen, source.tensors, source.hp, overrides)
+    metadata = gguf.GGUFWriter(None, source.hp.architecture)
+    source.add_metadata(metadata, chosen)
+    infos = [
+        TensorInfo(tensor.name, tensor.shape, kind, _bytes(tensor, kind))
+        for tensor, kind in tensors
+    ]
+    return _Plan(tensors, metadata, infos)
 
 
 def _write_tensors(
-    file: BinaryIO,
-    weights: Weights,
+    output: Output,
+    source: Source,
     tensors: list[tuple[Tensor, str]],
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    def item_bytes(source: str) -> int:
-        return weights.info(source).item_bytes
-
     total = sum(
-        (run.stop - run.start) * tensor.row_length * item_bytes(run.source)
+        (run.stop - run.start) * source.row_bytes(run.source)
         for tensor, _ in tensors
         for run in tensor.runs
     )
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        encoded = _in_order(pool, lambda chunk: _encode(weights, chunk), _chunks(tensors), threads)
+        encoded = _in_order(pool, lambda chunk: _encode(source, chunk), _chunks(tensors), threads)
         for chunk, blocks in encoded:
-            file.write(blocks.data)
-            if chunk.last:
-                _pad(file)
-            rows = chunk.stop - chunk.start
-            done += rows * chunk.tensor.row_length * item_bytes(chunk.source)
+            output.write(blocks)
+            done += (chunk.stop - chunk.start) * source.row_bytes(chunk.source)
             if progress:
                 progress(done, total)
 
@@ -163,8 +209,7 @@ def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:
         for run in tensor.runs:
             for start in range(run.start, run.stop, step):
                 stop = min(start + step, run.stop)
-                last = run is tensor.runs[-1] and stop == run.stop
-                yield _Chunk(tensor, kind, run.source, start, stop, last)
+                yield _Chunk(tensor, kind, run.source, start, stop)
 
 
 def _in_order(
@@ -184,8 +229,8 @@ def _in_order(
         yield first, future.result()
 
 
-def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
-    rows = weights.read_rows(chunk.source, chunk.start, chunk.stop)
+def _encode(source: Source, chunk: _Chunk) -> NDArray[np.uint8]:
+    rows = source.read_rows(chunk.source, chunk.start, chunk.stop)
     peak = max(float(rows.max()), -float(rows.min()))  # NaN if any weight is
     if not peak < float("inf"):
         raise FormatError(
@@ -204,19 +249,6 @@ def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
 
 def _bytes(tensor: Tensor, kind: str) -> int:
     return tensor.n_rows * qwen3_native.type_bytes(kind, tensor.row_length)
-
-
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % _ALIGNMENT))
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise QuantError(
-            f"{out}: needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; "
-            "free some space or choose another disk with -o"
-        )
 
 
 def _cpus() -> int:

@@ -33,6 +33,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
+from quant.shards import files
 from qwen3cli import peer, registry
 from qwen3cli.engine import Cancelled, Model, ModelFile, Probe
 from qwen3cli.errors import DoesNotFit, UsageError
@@ -335,6 +336,11 @@ def _model_file(name: str | None, synthetic: str | None, terminal: Terminal) -> 
     return synthetic_file(synthetic, terminal)
 
 
+def _file_bytes(path: Path) -> int:
+    """Of all files of a model."""
+    return sum(file.stat().st_size for file in files(path))
+
+
 def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> None:
     """Refuses a cache that does not fit; says so when the weights do not."""
     free = _free_memory()
@@ -347,7 +353,7 @@ def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> Non
             f"{needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: take a smaller --depth "
             "or --prefill"
         )
-    if path.stat().st_size > free - needed:
+    if _file_bytes(path) > free - needed:
         terminal.note(
             f"qwen3: {path.name} does not fit into the {(free - needed) / 1e9:.1f} GB of memory "
             "that are left: part of it comes from disk, which the limits do not know"
@@ -420,7 +426,7 @@ def _report(
     report: dict[str, Any] = {
         "model": {
             "file": str(model.path),
-            "bytes": model.path.stat().st_size,
+            "bytes": _file_bytes(model.path),
             "arch": model.config["arch"],
         },
         "machine": {"threads": model.threads, "isa": model.isa, **_rates(_median(measured.probes))},

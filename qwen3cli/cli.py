@@ -81,7 +81,10 @@ def qwen3(
 
 
 # As quant.recipes has them; importing it takes longer than the help.
-_TYPES = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K_M, Q4_K, Q4_1, Q4_0"
+_TYPES = (
+    "F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, "
+    "Q4_1, Q4_0, MOE_Q4"
+)
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -156,27 +159,139 @@ def bench(
 def quantize(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A Hugging Face folder, or a model's name.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A Hugging Face folder, a GGUF file of floats, or a model's name."
+        ),
     ],
     q4: Annotated[bool, typer.Option("--q4", help="As --type Q4_K_M.")] = False,
     q8: Annotated[bool, typer.Option("--q8", help="As --type Q8_0.")] = False,
     recipe: Annotated[
         str | None, typer.Option("--type", metavar="T", help=f"Type of the weights: {_TYPES}.")
     ] = None,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Another type for the matrices whose name the regular expression is found in, "
+            "such as ffn_down=q6_k; may be repeated, the last one that matches counts.",
+        ),
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="SRC may be quantized already.")
+    ] = False,
     out: Annotated[
         str | None,
         typer.Option("-o", "--out", metavar="PATH", help="The file to write, or its folder."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the types and the size, write nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model of this name.")] = False,
+    split_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-size", metavar="N", help="Files of at most N bytes each, such as 4G."
+        ),
+    ] = None,
     threads: QuantizerThreads = 0,
 ) -> None:
-    """Turn Hugging Face weights into a GGUF file."""
-    from qwen3cli.quantize import quantize
+    """Turn Hugging Face weights, or a GGUF file of floats, into a GGUF file."""
+    from qwen3cli.quantize import dry_run, quantize
 
     chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
     if len(chosen) != 1:
         raise UsageError("choose one of --q4, --q8 and --type T")
-    quantize(source, out, chosen[0], context.obj, force=force, threads=threads)
+    what: dict[str, Any] = {
+        "overrides": tensor or [],
+        "allow_requantize": allow_requantize,
+        "split_size": split_size,
+    }
+    if dry:
+        dry_run(source, chosen[0], context.obj, **what)
+    else:
+        quantize(source, out, chosen[0], context.obj, force=force, threads=threads, **what)
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file or a name.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SRC",
+            help="What it was made from: a Hugging Face folder, a GGUF file of floats, a name.",
+            show_default=False,
+        ),
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="A line for every tensor.")] = False,
+    threads: QuantizerThreads = 0,
+    as_json: _Json = False,
+) -> int:
+    """Check a model file: is it whole, and close to its source? Exit code 7: it is not."""
+    from qwen3cli.verify import verify
+
+    return verify(file, source, context.obj, tensors=tensors, threads=threads, as_json=as_json)
+
+
+evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
+app.add_typer(evaluation, name="eval")
+
+_Measured = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]
+_Texts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
+    ),
+]
+_ChunkSize = Annotated[
+    int, typer.Option("--context", metavar="N", help="Tokens of a chunk.", min=4, max=2**24)
+]
+_Chunks = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Most chunks (default: all).", min=1, show_default=False),
+]
+_Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
+
+
+@evaluation.command()
+def kl(
+    context: typer.Context,
+    model: _Measured,
+    reference: Annotated[
+        str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
+    ],
+    texts: _Texts = None,
+    size: _ChunkSize = 512,
+    chunks: _Chunks = None,
+    added: _Added = False,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """KL divergence of a model from a reference, and the perplexity of both."""
+    from qwen3cli.evaluate import Texts, evaluate
+
+    chosen = Texts(texts or ["-"], added, size, chunks)
+    evaluate(model, reference, chosen, context.obj, threads=threads, as_json=as_json)
+
+
+@evaluation.command()
+def ppl(
+    context: typer.Context,
+    model: _Measured,
+    texts: _Texts = None,
+    size: _ChunkSize = 512,
+    chunks: _Chunks = None,
+    added: _Added = False,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """Perplexity of a model."""
+    from qwen3cli.evaluate import Texts, evaluate
+
+    chosen = Texts(texts or ["-"], added, size, chunks)
+    evaluate(model, None, chosen, context.obj, threads=threads, as_json=as_json)
 
 
 @app.command()
@@ -200,9 +315,7 @@ def tokenize(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text file; -: stdin.")] = "-",
     model: ModelName = None,
-    added: Annotated[
-        bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")
-    ] = False,
+    added: _Added = False,
     as_json: _Json = False,
 ) -> None:
     """Show the tokens of a text: id and piece on each line, their count on stderr."""

@@ -213,6 +213,14 @@ class Session:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
+    def extend_logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """As extend; returns the logits of each of ids, float32[len(ids), n_vocab]. That is
+        600 KB a token: hand long texts over in parts."""
+        try:
+            return self._native.extend_logits(ids)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
     def logits(self) -> NDArray[np.float32]:
         """float32[n_vocab]: a copy of the logits of the last position."""
         try:
@@ -297,7 +305,7 @@ def backends() -> list[str]:
 
 
 class ModelFile:
-    """A GGUF file's metadata and tensor table, for inspection."""
+    """A GGUF file's, or a split model's, metadata and tensor table, for inspection."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
@@ -316,3 +324,7 @@ class ModelFile:
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape, type, bytes) in file order, the fastest dimension last."""
         return self._native.tensors()
+
+    def shards(self) -> list[int]:
+        """For each tensor which file of a split model holds it, counted from 1."""
+        return [number + 1 for number in self._native.shards()]

@@ -37,6 +37,7 @@ class ContextOverflow(Qwen3Error):
 
 
 ANSWER_CUT = 6  # exit code: the answer was cut at its limit
+DAMAGED = 7  # exit code: a file is not what it should be
 INTERRUPTED = 130  # exit code: Ctrl-C
 
 

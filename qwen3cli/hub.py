@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from quant.shards import openers
+
 
 def snapshot(repository: str) -> Path | None:
     """The folder of the files cached for a repository, at the revision that was fetched
@@ -27,12 +29,12 @@ def snapshot(repository: str) -> Path | None:
 
 
 def gguf_files(repository: str) -> list[Path]:
-    """The cached GGUF files of a repository. Parts of a split model are left out."""
+    """The cached GGUF files of a repository that open a model: of a split one the first,
+    if all are there."""
     folder = snapshot(repository)
     if folder is None:
         return []
-    files = [path for path in folder.rglob("*.gguf") if path.is_file()]
-    return sorted(path for path in files if "-of-" not in path.stem)
+    return sorted(openers(folder.rglob("*.gguf")))
 
 
 def weights(repository: str) -> Path | None:

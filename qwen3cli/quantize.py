@@ -2,39 +2,104 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from quant.quantize import default_output
+from quant.quantize import default_output, predict
 from quant.quantize import quantize as write_gguf
+from quant.shards import forms, opens_a_model
 from qwen3cli import registry
 from qwen3cli.errors import UsageError
 from qwen3cli.terminal import Terminal
 
 
 def quantize(
-    source: str, out: str | None, recipe: str, terminal: Terminal, *, force: bool, threads: int
+    source: str,
+    out: str | None,
+    recipe: str,
+    terminal: Terminal,
+    *,
+    overrides: Sequence[str],
+    allow_requantize: bool,
+    force: bool,
+    threads: int,
+    split_size: str | None,
 ) -> None:
-    """source: a Hugging Face folder, or a family name whose weights are in the cache.
-    out: a file, or the folder to write it to; by default a folder's file goes to the
-    current folder, a name's where -m finds it."""
+    """source: a Hugging Face folder, a GGUF file, or a family name whose weights are in the
+    cache. out: a file, or the folder to write it to; by default a path's file goes to the
+    current folder, a name's where -m finds it. split_size: as parse_size has it."""
+    most = parse_size(split_size) if split_size else 0
     if out == "":
         raise UsageError("-o takes the name of a file or of a folder")
-    folder = name = Path(source)
-    if not folder.is_dir():
-        known, folder = registry.weights(source)
-        name = Path(known)
+    path, name = _found(source)
     if out is not None:
         target = Path(out)
     else:
-        target = Path() if folder is name else registry.models_folder()
+        target = Path() if path is name else registry.models_folder()
         target.mkdir(parents=True, exist_ok=True)
     if target.is_dir():
         target /= default_output(name, recipe)
-    if target.exists() and not force:
-        raise UsageError(f"{target}: exists already; --force overwrites it")
-    with terminal.progress(f"{source} to {target}") as move:
-        done = write_gguf(folder, target, recipe, progress=move, threads=threads)
+    for old in forms(target):
+        if opens_a_model(old) and not force:
+            raise UsageError(f"{old}: exists already; --force overwrites it")
+    with terminal.progress(f"{source} to {target}", "MB") as move:
+        done = write_gguf(
+            path,
+            target,
+            recipe,
+            overrides=overrides,
+            allow_requantize=allow_requantize,
+            progress=lambda done, total: move(done // 10**6, total // 10**6),
+            threads=threads,
+            split_size=most,
+        )
+    count = f" and {len(done.paths) - 1} more" if len(done.paths) > 1 else ""
     terminal.note(
-        f"{target}: {done.recipe}, {done.n_weights:,} weights, {done.file_bytes / 1e6:,.1f} MB "
-        f"({done.bits_per_weight:.2f} bits per weight), {done.seconds:.1f} s"
+        f"{done.paths[0]}{count}: {done.recipe}, {done.n_weights:,} weights, "
+        f"{done.file_bytes / 1e6:,.1f} MB ({done.bits_per_weight:.2f} bits per weight), "
+        f"{done.seconds:.1f} s"
     )
+
+
+def dry_run(
+    source: str,
+    recipe: str,
+    terminal: Terminal,
+    *,
+    overrides: Sequence[str],
+    allow_requantize: bool,
+    split_size: str | None,
+) -> None:
+    """Prints what each type would come to, and the size of each file to the byte."""
+    path, _ = _found(source)
+    told = predict(
+        path,
+        recipe,
+        overrides=overrides,
+        allow_requantize=allow_requantize,
+        split_size=parse_size(split_size) if split_size else 0,
+    )
+    rows = [
+        (share.kind, f"{share.n_tensors:,}", f"{share.n_weights:,}", f"{share.n_bytes:,}")
+        for share in told.shares
+    ]
+    rows += [("file", "", "", f"{size:,}") for size in told.file_bytes]
+    terminal.table(("type", "tensors", "weights", "bytes"), rows)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a number with K, M or G, which are powers of 1000 as in gguf-split."""
+    found = re.fullmatch(r"([1-9]\d{0,17})([KMG]?)", text.upper())
+    if not found:
+        raise UsageError(f"--split-size {text}: a number of bytes is needed, such as 4G or 500M")
+    return int(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]]
+
+
+def _found(source: str) -> tuple[Path, Path]:
+    """The path of a source, and the path that its file is named after."""
+    path = Path(source)
+    if path.is_dir() or path.is_file():
+        return path, path
+    known, folder = registry.weights(source)
+    return folder, Path(known)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from quant.shards import forms, model_name, openers
 from qwen3cli import hub
 from qwen3cli.errors import ModelNotFound, UsageError
 
@@ -36,9 +37,9 @@ def models_folder() -> Path:
 
 
 def installed() -> list[Path]:
-    """The model files in the models folder; without a home there are none."""
+    """The files in the models folder that open a model; without a home there are none."""
     try:
-        return sorted(path for path in models_folder().glob("*.gguf") if path.is_file())
+        return sorted(openers(models_folder().glob("*.gguf")))
     except OSError:
         return []
 
@@ -68,8 +69,8 @@ def choose(model: str | None, note: Callable[[str], None]) -> Path:
 
 
 def resolve(model: str) -> Path:
-    """The GGUF file that a path or a name stands for; a known name before a file of
-    that name. Raises ModelNotFound."""
+    """The GGUF file that a path or a name stands for, the first one of a split model; a
+    known name before a file of that name. Raises ModelNotFound."""
     name, _, quant = _normalized(model).partition(":")
     quant = _SHORT.get(quant, quant)
     if name in EMBEDDED and not quant:
@@ -82,6 +83,8 @@ def resolve(model: str) -> Path:
             )
         if path.exists():
             return path
+        if name.endswith(".gguf") and (split := openers(forms(path))):
+            return split[-1]
         if "/" in name or name.endswith(".gguf"):
             raise ModelNotFound(f"{model}: there is no such model file")
     cached = hub.gguf_files(f"{FAMILY[name]}-GGUF") if name in FAMILY else []
@@ -97,7 +100,7 @@ def weights(model: str) -> tuple[str, Path]:
     name = _normalized(model)
     if name not in FAMILY:
         raise ModelNotFound(
-            f"{model}: neither a folder nor a known model{_suggestion(name, FAMILY)}"
+            f"{model}: neither a folder, a file nor a known model{_suggestion(name, FAMILY)}"
         )
     folder = hub.weights(FAMILY[name])
     if folder is None:
@@ -114,11 +117,11 @@ def _normalized(model: str) -> str:
 
 
 def _quants(files: Iterable[Path], name: str) -> dict[str, Path]:
-    """The files NAME-QUANT.gguf by quant, and NAME.gguf under an empty one; of two that
+    """The models NAME-QUANT.gguf by quant, and NAME.gguf under an empty one; of two that
     are the same, the last."""
     found = {}
     for path in files:
-        stem = _normalized(path.stem)
+        stem = _normalized(model_name(path))
         if stem == name:
             found[""] = path
         elif stem.startswith(name + "-") and (quant := stem[len(name) + 1 :]).isidentifier():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from qwen3cli import registry
 from qwen3cli.engine import ModelFile, Tokenizer
-from qwen3cli.errors import UsageError
 from qwen3cli.terminal import Terminal
+from qwen3cli.texts import read_text
 
 _MAX_ITEMS = 8  # of an array, in full
 _MAX_TEXT = 120  # characters of a string, in full
@@ -22,14 +21,15 @@ def show(path: Path, terminal: Terminal, *, tensors: bool, as_json: bool) -> Non
     file = ModelFile(path)
     metadata = file.metadata(_MAX_ITEMS)
     table = file.tensors()
+    shards = file.shards()
     if as_json:
         described = {
             "file": str(path),
             "version": file.version,
             "metadata": {key: _plain(value) for key, value in metadata.items()},
             "tensors": [
-                {"name": name, "shape": shape, "type": kind, "bytes": size}
-                for name, shape, kind, size in table
+                {"name": name, "shape": shape, "type": kind, "bytes": size, "shard": shard}
+                for (name, shape, kind, size), shard in zip(table, shards, strict=True)
             ],
         }
         terminal.json(described)
@@ -49,10 +49,12 @@ def show(path: Path, terminal: Terminal, *, tensors: bool, as_json: bool) -> Non
     )
     if tensors:
         rows = [
-            (name, " x ".join(map(str, shape)), kind, f"{size:,}")
-            for name, shape, kind, size in table
+            (name, " x ".join(map(str, shape)), kind, f"{size:,}", str(shard))
+            for (name, shape, kind, size), shard in zip(table, shards, strict=True)
         ]
-        terminal.table(("tensor", "shape", "type", "bytes"), rows)
+        columns = ("tensor", "shape", "type", "bytes", "shard")
+        shown = len(columns) if max(shards, default=1) > 1 else len(columns) - 1
+        terminal.table(columns[:shown], [row[:shown] for row in rows])
 
 
 def tokenize(
@@ -60,13 +62,7 @@ def tokenize(
 ) -> None:
     """Prints the ids and pieces of a text file, - for stdin. A piece that ends inside a
     character is shown as bytes; in JSON, U+FFFD stands for the incomplete part."""
-    if file != "-":
-        data = Path(file).read_bytes()
-    elif sys.stdin is not None:
-        data = sys.stdin.buffer.read()
-    else:
-        raise UsageError("stdin is closed; name a FILE")
-    text = data.decode("utf-8", "replace")
+    text = read_text(file)
     tokenizer = Tokenizer(registry.choose(model, terminal.note))
     ids = tokenizer.encode(text, added=added)
     pieces = [tokenizer.token_bytes(token) for token in ids]

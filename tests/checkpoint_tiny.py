@@ -170,3 +170,60 @@ def edited(directory: Path, name: str, **changes: Any) -> None:
     path = directory / name
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+FP8 = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "modules_to_not_convert": ["lm_head", "model.norm"],
+    "quant_method": "fp8",
+}
+
+
+def write_fp8_checkpoint(
+    directory: Path,
+    config: dict[str, Any],
+    tensors: Tensors | None = None,
+    block: tuple[int, int] = (128, 128),
+) -> Tensors:
+    """A checkpoint as the -FP8 releases are: the matrices of the layers but the router are
+    fp8 with bf16 scales. Returns the weights that it stands for."""
+    tensors = tensors_of(config) if tensors is None else tensors
+    write_checkpoint(
+        directory, config | {"quantization_config": FP8 | {"weight_block_size": block}}
+    )
+    rng = np.random.default_rng(1)
+    raw: dict[str, tuple[str, NDArray[Any]]] = {}
+    exact: Tensors = {}
+    for name, values in tensors.items():
+        if values.ndim == 1 or ".layers." not in name or name.endswith("mlp.gate.weight"):
+            raw[name], exact[name] = ("BF16", bf16(values)), values
+            continue
+        codes = rng.integers(0, 255, values.shape, np.uint8)
+        codes[codes & 0x7F == 0x7F] = 0  # NaN
+        *stack, rows, columns = values.shape
+        shape = (*stack, -(-rows // block[0]), -(-columns // block[1]))
+        scales = rng.uniform(0.5, 2, shape).astype(np.float32)
+        scales = (scales.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        raw[name], raw[f"{name}_scale_inv"] = ("F8_E4M3", codes), ("BF16", bf16(scales))
+        whole = np.repeat(np.repeat(scales, block[0], -2), block[1], -1)
+        exact[name] = fp8_values(codes) * whole[..., :rows, :columns]
+    write_parts(directory / "model.safetensors", raw)
+    return exact
+
+
+def fp8_values(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What fp8 codes stand for, by way of f16: E4M3 has the bits of the same f16, whose
+    exponent is 8 larger, without its last 7."""
+    bits = (codes.astype(np.uint16) & 0x80) << 8 | (codes.astype(np.uint16) & 0x7F) << 7
+    return bits.view(np.float16).astype(np.float32) * 256
+
+
+def write_parts(path: Path, tensors: dict[str, tuple[str, NDArray[Any]]]) -> None:
+    """A safetensors file of raw data, each with its dtype."""
+    header, data = {}, b""
+    for name, (dtype, values) in tensors.items():
+        offsets = [len(data), len(data) + values.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": offsets}
+        data += values.tobytes()
+    write_raw(path, header, data)

@@ -1,7 +1,7 @@
 """Small complete GGUF models for tests, written byte by byte so that any of it can be made wrong.
 
-`python tests/gguf_tiny.py` makes tests/data/tiny.gguf and tiny-moe.gguf, which the native
-tests read.
+`python tests/gguf_tiny.py` makes tests/data/tiny.gguf, its shards and tiny-moe.gguf, which the
+native tests read.
 """
 
 from __future__ import annotations
@@ -120,6 +120,28 @@ class Image:
 
     def _aligned(self, n: int) -> int:
         return -(-n // self.alignment) * self.alignment
+
+
+def split(image: Image, count: int) -> list[Image]:
+    """The same model in shards, as the ecosystem splits: the metadata in the first one."""
+    n = len(image.tensors)
+    parts = []
+    for i in range(count):
+        tensors = image.tensors[n * i // count : n * (i + 1) // count]
+        part = Image(list(image.kv) if i == 0 else [], tensors, alignment=image.alignment)
+        part.put("split.no", i, GGUFValueType.UINT16)
+        part.put("split.count", count, GGUFValueType.UINT16)
+        part.put("split.tensors.count", n, GGUFValueType.INT32)
+        parts.append(part)
+    return parts
+
+
+def write_shards(parts: list[Image], folder: Path, name: str = "tiny") -> Path:
+    """Writes them under the names they must have; the first one."""
+    paths = [folder / f"{name}-{i + 1:05}-of-{len(parts):05}.gguf" for i in range(len(parts))]
+    for part, path in zip(parts, paths, strict=True):
+        part.write(path)
+    return paths[0]
 
 
 def _natural(value: Any) -> GGUFValueType:
@@ -273,6 +295,7 @@ def decoded(image: Image) -> Image:
 
 if __name__ == "__main__":
     tiny_model().write(DATA / "tiny.gguf")
+    write_shards(split(tiny_model(), 2), DATA)
     moe = tiny_model(experts=4, experts_used=2, tied=False, ffn=32)
     moe.put("qwen3moe.rope.scaling.type", "yarn")
     moe.put("qwen3moe.rope.scaling.factor", 4.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -205,21 +204,6 @@ def test_a_full_disk(tmp_path: Path, limit: int) -> None:
     _, errors = run.communicate()
     assert "out.gguf: cannot be written: File too large; free some space" in errors
     assert list(tmp_path.iterdir()) == []
-
-
-def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """No file, and a second run that ends well."""
-    out = tmp_path / "out.gguf"
-    for chunks in (0, 1, 200, 1000):
-        run = child(DATA / "nano-moe", out)
-        assert run.stdout is not None
-        for _ in range(chunks + 1):
-            run.stdout.readline()
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
-        assert not out.exists()
-    quantize(DATA / "nano-moe", out, "q8_0")
-    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:

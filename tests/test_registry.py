@@ -111,6 +111,23 @@ def test_parts_and_other_models_are_not_taken_for_a_quantization(home: Path) -> 
         registry.resolve("4b")
 
 
+def test_a_split_model_is_its_first_shard(home: Path) -> None:
+    names = [f"Q4_K_M/Qwen3-4B-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
+    cached = cache(home, "Qwen/Qwen3-4B-GGUF", *names)
+    for name in ("4b", "4b:q4", "Qwen/Qwen3-4B"):
+        assert registry.resolve(name) == cached / names[0]
+    first, second = (registry.models_folder() / f"mine-0000{i}-of-00002.gguf" for i in (1, 2))
+    touch(first)
+    with pytest.raises(ModelNotFound):  # the other one is missing
+        registry.resolve("mine")
+    assert registry.installed() == []
+    touch(second)
+    assert registry.installed() == [first]
+    assert registry.resolve("mine") == first == registry.choose(None, lambda _: None)
+    assert registry.resolve(str(first.with_name("mine.gguf"))) == first
+    assert registry.resolve(str(second)) == second  # the engine says which one to open
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

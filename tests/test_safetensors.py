@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -56,7 +57,7 @@ def entry(
 @pytest.mark.parametrize(
     ("header", "says"),
     [
-        ({"a": entry(dtype="F8_E4M3")}, "'a' has dtype F8_E4M3"),
+        ({"a": entry(dtype="F8_E5M2")}, "'a' has dtype F8_E5M2"),
         ({"a": entry(dtype=["F32"])}, "'a' has dtype"),
         ({"a": entry(shape=[2, 4])}, "'a': F32 .2, 4. does not take 24 bytes"),
         ({"a": entry(shape=[-2, -3])}, "'a': its shape"),
@@ -120,7 +121,20 @@ def test_fuzzed_headers(path: Path) -> None:
     write_safetensors(path, {"a": A, "b": B, "c.d": A[:, :2].copy()})
     whole = path.read_bytes()
     header = 8 + struct.unpack_from("<Q", whole)[0]
-    pieces = [b"-1", b"1e9", b"9" * 30, b"null", b"[", b"]", b"{", b"}", b'"', b"F64", b"\\u0000"]
+    pieces = [
+        b"-1",
+        b"1e9",
+        b"9" * 30,
+        b"null",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b'"',
+        b"F64",
+        b"F8_E4M3",
+        b"\\u0000",
+    ]
     rng = random.Random(1)
     accepted = 0
     tracemalloc.start()
@@ -148,11 +162,25 @@ def test_fuzzed_headers(path: Path) -> None:
             continue
         accepted += 1
         for name, info in file.tensors.items():
-            assert file.read_rows(name, 0, info.n_rows).nbytes <= 2 * len(fuzzed)
+            assert file.read_rows(name, 0, info.n_rows).nbytes <= 4 * len(fuzzed)  # fp8 as float32
         file.close()
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
     assert 0 < accepted < 1500
+
+
+def test_a_disk_that_fails_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_safetensors(path, {"a": A})
+    file = SafetensorsFile(path)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(QuantError, match=f"{path}: reading a failed: Input/output error"):
+        file.read_rows("a", 0, 4)
+    with pytest.raises(QuantError, match="the header length failed"):
+        SafetensorsFile(path)
 
 
 class TestShards:

@@ -1,4 +1,4 @@
-/* exercise.h - does with a GGUF image all that the engine does with a file it was handed. */
+/* exercise.h - does with a GGUF image or path all that the engine does with a file it was handed. */
 #ifndef EXERCISE_H
 #define EXERCISE_H
 
@@ -45,10 +45,9 @@ static inline bool exercise_session(qwen3_model *model) {
     return computed;
 }
 
-/* Aborts when a failure leaves no error; a sanitizer ends the process at anything worse. */
-static inline progress exercise(const void *image, size_t len) {
-    qwen3_error err = {QWEN3_OK, ""};
-    qwen3_file *file = qwen3_file_from_memory(image, len, &err);
+/* What is left to do with a file, and err, after opening it: closes it. Aborts when a failure
+ * leaves no error; a sanitizer ends the process at anything worse. */
+static inline progress exercise_opened(qwen3_file *file, qwen3_error err) {
     if (!file) {
         if (err.status == QWEN3_OK || !err.text[0]) abort();
         return REFUSED;
@@ -79,6 +78,18 @@ static inline progress exercise(const void *image, size_t len) {
     bool computed = exercise_session(model);
     qwen3_model_close(model);
     return computed ? COMPUTED : OPENED;
+}
+
+static inline progress exercise(const void *image, size_t len) {
+    qwen3_error err = {QWEN3_OK, ""};
+    qwen3_file *file = qwen3_file_from_memory(image, len, &err);
+    return exercise_opened(file, err);
+}
+
+static inline progress exercise_path(const char *path) {
+    qwen3_error err = {QWEN3_OK, ""};
+    qwen3_file *file = qwen3_file_open(path, &err);
+    return exercise_opened(file, err);
 }
 
 #endif

@@ -1,0 +1,223 @@
+"""A quantization that ends at any moment: no wrong file, and the next one starts clean."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_tiny import DATA, DENSE, tensors_of, write_checkpoint
+
+from quant.errors import QuantError
+from quant.quantize import quantize
+from quant.shards import files, forms, opens_a_model
+
+Contents = dict[str, bytes]
+MOMENTS = 100
+
+
+def contents(paths: list[Path]) -> Contents:
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def clean(source: Path, folder: Path, recipe: str, split_size: int) -> Contents:
+    """What an undisturbed run writes for out.gguf."""
+    folder.mkdir()
+    return contents(quantize(source, folder / "out.gguf", recipe, split_size=split_size).paths)
+
+
+def verify(out: Path, known: list[Contents]) -> None:
+    """Every file that opens a model is one of the known runs', whole."""
+    for entry in filter(opens_a_model, forms(out)):
+        assert contents(files(entry)) in known, entry.name
+
+
+@pytest.fixture(scope="module")
+def forks() -> Any:
+    """Processes that need no time to import things."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "quant.quantize"])
+    return context
+
+
+def test_killed_at_random_moments(tmp_path: Path, forks: Any) -> None:
+    """Again and again over what the last one left: one file or shards, of one type or another."""
+    source, place = DATA / "nano-dense", tmp_path / "place"
+    place.mkdir()
+    out = place / "out.gguf"
+    jobs = [("q8_0", 0), ("f16", 0), ("q8_0", 2_000_000), ("f16", 4_000_000)]
+    known = [clean(source, tmp_path / f"{recipe}{size}", recipe, size) for recipe, size in jobs]
+
+    def start(job: tuple[str, int]) -> Any:
+        how = {"threads": 1, "split_size": job[1]}
+        process = forks.Process(target=quantize, args=(source, out, job[0]), kwargs=how)
+        process.start()
+        return process
+
+    start(jobs[0]).join()  # the first one waits for the others' imports
+    rng = random.Random(0)
+    duration: float | None = None  # of the last run that ended by itself
+    killed = 0
+    for _ in range(MOMENTS):
+        started = time.monotonic()
+        process = start(rng.choice(jobs))
+        process.join(duration and rng.uniform(0, 1.2 * duration))
+        if process.exitcode is not None:
+            duration = time.monotonic() - started
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        verify(out, known)
+    assert killed > MOMENTS / 4
+    for (recipe, size), wanted in zip(jobs, known, strict=True):
+        quantize(source, out, recipe, split_size=size)
+        assert contents(list(place.iterdir())) == wanted
+
+
+# ---- every step of the last one ---------------------------------------------
+
+
+@contextmanager
+def ending(step: int, end: Callable[[], None]) -> Iterator[None]:
+    """Calls end in place of the step-th change of the file system that publishing makes."""
+    steps = count()
+
+    def interrupted(change: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == step:
+                end()
+            return change(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
+            patch.setattr(owner, name, interrupted(getattr(owner, name)))
+        yield
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def quantize_until(step: int, source: Path, out: Path, split_size: int) -> None:
+    with ending(step, kill):
+        quantize(source, out, "q8_0", split_size=split_size)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two checkpoints of the same shapes."""
+    folder = tmp_path_factory.mktemp("sources")
+    return (
+        write_checkpoint(folder / "old", DENSE, tensors_of(DENSE, seed=1)),
+        write_checkpoint(folder / "new", DENSE, tensors_of(DENSE, seed=2)),
+    )
+
+
+CHANGES = {  # split sizes before (None: nothing is there) and after
+    "a file": (None, 0),
+    "shards": (None, 60_000),
+    "a file for a file": (0, 0),
+    "shards for as many": (60_000, 60_000),
+    "fewer shards": (40_000, 80_000),
+    "shards for a file": (0, 80_000),
+    "a file for shards": (80_000, 0),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES.keys())
+def test_killed_at_every_step_of_the_end(
+    tmp_path: Path, forks: Any, sources: tuple[Path, Path], before: int | None, after: int
+) -> None:
+    old, new = sources
+    wanted = clean(new, tmp_path / "new", "q8_0", after)
+    was = clean(old, tmp_path / "old", "q8_0", before) if before is not None else {}
+    for step in count():
+        place = tmp_path / str(step)
+        place.mkdir()
+        for name, data in was.items():
+            (place / name).write_bytes(data)
+        out = place / "out.gguf"
+        process = forks.Process(target=quantize_until, args=(step, new, out, after))
+        process.start()
+        process.join()
+        verify(out, [was, wanted])
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        quantize(new, out, "q8_0", split_size=after)
+        assert contents(list(place.iterdir())) == wanted
+    assert contents(list(place.iterdir())) == wanted
+    assert step > 2
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES.keys())
+def test_an_error_at_every_step_of_the_end(
+    tmp_path: Path, sources: tuple[Path, Path], before: int | None, after: int
+) -> None:
+    """Nothing is left of what could not be finished."""
+    old, new = sources
+    wanted = clean(new, tmp_path / "new", "q8_0", after)
+    was = clean(old, tmp_path / "old", "q8_0", before) if before is not None else {}
+    for step in count():
+        place = tmp_path / str(step)
+        place.mkdir()
+        for name, data in was.items():
+            (place / name).write_bytes(data)
+        out = place / "out.gguf"
+        try:
+            with ending(step, fail):
+                quantize(new, out, "q8_0", split_size=after)
+            break
+        except QuantError as error:
+            assert "cannot be written: No space left on device; free some space" in str(error)
+        verify(out, [was, wanted])
+        left = contents(list(place.iterdir()))
+        assert left in (was, {}) or left.items() >= wanted.items()  # {}: the old set had to go
+    assert contents(list(place.iterdir())) == wanted
+
+
+# ---- full disks -------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """3 MB, where this user may mount them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may not mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("split_size", [0, 500_000, 2_000_000])
+def test_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch, split_size: int) -> None:
+    out = small_disk / "out.gguf"
+    with pytest.raises(QuantError, match=r"needs 0\.0 GB, but its disk has 0\.0 GB free"):
+        quantize(DATA / "nano-dense", out, "q8_0", split_size=split_size)
+    assert list(small_disk.iterdir()) == []
+    usage = shutil.disk_usage(small_disk)._replace(free=10**9)  # someone else fills it meanwhile
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(QuantError, match=r"out\.gguf: cannot be written: No space left on device"):
+        quantize(DATA / "nano-dense", out, "q8_0", split_size=split_size)
+    assert list(small_disk.iterdir()) == []
