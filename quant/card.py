@@ -13,8 +13,11 @@ from pathlib import Path
 from .errors import QuantError
 
 _CARD_BYTES = 65536
-# "Qwen3-30B-A3B-Instruct-2507": basename, size label, and the rest
-_NAME = re.compile(r"^(?P<base>.+?)[- ](?P<size>\d+(\.\d+)?[BM](-A\d+(\.\d+)?[BM])?)(?=[- ]|$)")
+# "Qwen3-30B-A3B-Instruct-2507": basename, size label, finetune and version
+_NAME = re.compile(
+    r"(?P<base>.+?)[- ](?P<size>\d+(\.\d+)?[BM](-A\d+(\.\d+)?[BM])?)"
+    r"([- ](?P<finetune>(?!FP8$|\d{4}$).+?))?([- ](?P<version>\d{4}))?([- ]FP8)?"
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,13 @@ class ModelCard:
     name: str
     basename: str | None = None
     size_label: str | None = None
+    finetune: str | None = None
+    version: str | None = None
     license: str | None = None
+    license_link: str | None = None
     base_models: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
 
 
 def directory_name(source: Path) -> str:
@@ -42,13 +50,23 @@ def model_card(source: Path) -> ModelCard:
     """The card of a checkpoint directory."""
     front = _front_matter(source / "README.md")
     name = directory_name(source)
-    size = _NAME.match(name)
+    found = _NAME.fullmatch(name)
+    parts = found.groupdict() if found else {}
+
+    def value(key: str) -> str | None:
+        return next(iter(_values(front, key)), None)
+
     return ModelCard(
-        name=next(iter(_values(front, "model_name")), name.replace("-", " ")),
-        basename=size["base"] if size else None,
-        size_label=size["size"] if size else None,
-        license=next(iter(_values(front, "license")), None),
+        name=value("model_name") or name.replace("-", " "),
+        basename=parts.get("base"),
+        size_label=parts.get("size"),
+        finetune=parts.get("finetune"),
+        version=parts.get("version"),
+        license=value("license"),
+        license_link=value("license_link"),
         base_models=_values(front, "base_model"),
+        tags=_values(front, "tags") + _values(front, "pipeline_tag"),
+        languages=_values(front, "language"),
     )
 
 
@@ -68,5 +86,7 @@ def _values(front: str, key: str) -> list[str]:
     """The value of a key at the top of the front matter, or the items of its list."""
     match = re.search(rf"^{key}:[ \t]*(.*(?:\n[ \t]*- .*)*)", front, re.MULTILINE)
     lines = match[1].splitlines() if match else []
+    if len(lines) == 1 and (flow := re.fullmatch(r"\[(.*)\]", lines[0].strip())):
+        lines = flow[1].split(",")
     values = [re.sub(r"^\s*- ", "", line).strip().strip("\"'") for line in lines]
     return [value for value in values if value]

@@ -17,8 +17,14 @@ def add_general(writer: gguf.GGUFWriter, card: ModelCard, recipe: Recipe) -> Non
         writer.add_basename(card.basename)
     if card.size_label:
         writer.add_size_label(card.size_label)
+    if card.finetune:
+        writer.add_finetune(card.finetune)
+    if card.version:
+        writer.add_version(card.version)
     if card.license:
         writer.add_license(card.license)
+    if card.license_link:
+        writer.add_license_link(card.license_link)
     if card.base_models:
         writer.add_base_model_count(len(card.base_models))
     for i, repository in enumerate(card.base_models):
@@ -26,6 +32,10 @@ def add_general(writer: gguf.GGUFWriter, card: ModelCard, recipe: Recipe) -> Non
         writer.add_base_model_name(i, name.replace("-", " "))
         writer.add_base_model_organization(i, organization)
         writer.add_base_model_repo_url(i, f"https://huggingface.co/{repository}")
+    if card.tags:
+        writer.add_tags(card.tags)
+    if card.languages:
+        writer.add_languages(card.languages)
     for key, number in quantization(recipe).items():
         writer.add_uint32(key, number)
 

@@ -28,6 +28,7 @@ from checkpoint_tiny import (
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from quant.card import model_card
 from quant.errors import UsageError
 from quant.quantize import default_output, quantize
 from quant.recipes import RECIPES
@@ -248,10 +249,14 @@ def test_metadata_of_a_mixture_with_yarn(tmp_path: Path) -> None:
 
 
 CARD = """---
+library_name: transformers
 license: {license}
+license_link: https://huggingface.co/Qwen/Qwen3-30B-A3B-Instruct-2507/blob/main/LICENSE
+pipeline_tag: text-generation
 base_model:
 - Qwen/Qwen3-30B-A3B-Base
-tags: [chat]
+tags: [chat, 'thinking']
+language: en
 ---
 license: not this
 """
@@ -268,13 +273,36 @@ def test_the_card_of_a_release_in_a_hugging_face_cache(tmp_path: Path) -> None:
         "name": "Qwen3 30B A3B Instruct 2507",
         "basename": "Qwen3",
         "size_label": "30B-A3B",
+        "finetune": "Instruct",
+        "version": "2507",
         "license": "apache-2.0",
+        "license.link": (
+            "https://huggingface.co/Qwen/Qwen3-30B-A3B-Instruct-2507/blob/main/LICENSE"
+        ),
         "base_model.count": 1,
         "base_model.0.name": "Qwen3 30B A3B Base",
         "base_model.0.organization": "Qwen",
         "base_model.0.repo_url": "https://huggingface.co/Qwen/Qwen3-30B-A3B-Base",
     }
     assert {key: metadata[f"general.{key}"] for key in wanted} == wanted
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    assert fields["general.tags"].contents() == ["chat", "thinking", "text-generation"]
+    assert fields["general.languages"].contents() == ["en"]
+
+
+def test_names_of_releases_in_their_parts(tmp_path: Path) -> None:
+    for name, parts in {
+        "Qwen3-0.6B": ("Qwen3", "0.6B", None, None),
+        "Qwen3-8B-Base": ("Qwen3", "8B", "Base", None),
+        "Qwen3-4B-Thinking-2507": ("Qwen3", "4B", "Thinking", "2507"),
+        "Qwen3-4B-Instruct-2507-FP8": ("Qwen3", "4B", "Instruct", "2507"),
+        "Qwen3-30B-A3B-FP8": ("Qwen3", "30B-A3B", None, None),
+        "Qwen3-Coder-30B-A3B-Instruct": ("Qwen3-Coder", "30B-A3B", "Instruct", None),
+        "my-model": (None, None, None, None),
+    }.items():
+        card = model_card(tmp_path / name)
+        found = (card.basename, card.size_label, card.finetune, card.version)
+        assert found == parts, name
 
 
 def test_the_default_name_follows_the_directory(tmp_path: Path) -> None:
