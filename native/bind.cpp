@@ -329,7 +329,7 @@ OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
     qwen3_status status;
     {
         nb::gil_scoped_release release;
-        status = qwen3_quantize(type, src, out, n_rows * n_per_row, n_per_row, importance, &err);
+        status = qwen3_quantize(type, 0, src, out, n_rows * n_per_row, n_per_row, importance, &err);
     }
     if (status != QWEN3_OK) raise(err);
     return {out, {n_rows, row_bytes}, owner};
