@@ -63,40 +63,34 @@ static float limit_of(uint32_t type) {
     return 65504;
 }
 
-static uint32_t magnitude_bits(float f) {
-    uint32_t bits;
+/* Magnitudes are ordered as their bits, NaN above all. */
+static int32_t magnitude_bits(float f) {
+    int32_t bits;
     memcpy(&bits, &f, sizeof bits);
     return bits & 0x7fffffff;
 }
 
 /* The first of n values beyond the limit or not a number; n if there is none. */
 static size_t first_beyond(const float *x, size_t n, float limit) {
-    uint32_t max = 0, most = magnitude_bits(limit); /* ordered as their bits; NaN the largest */
-    for (size_t i = 0; i < n; i++) max = magnitude_bits(x[i]) > max ? magnitude_bits(x[i]) : max;
-    size_t i = 0;
-    if (max <= most) return n;
-    while (magnitude_bits(x[i]) <= most) i++;
+    int32_t most = magnitude_bits(limit), beyond = 0;
+    for (size_t i = 0; i < n; i++) beyond |= magnitude_bits(x[i]) > most;
+    size_t i = beyond ? 0 : n;
+    while (i < n && magnitude_bits(x[i]) <= most) i++;
     return i;
 }
 
-/* Values decoded, checked and encoded while they are in the first-level cache: whole
- * rows, or parts of a longer one. */
-enum { PIECE = 8192 };
+/* Values checked, then encoded while they are in the first-level cache. */
+enum { PIECE = 4096 };
 
-qwen3_status qwen3_quantize(uint32_t type, uint32_t src_type, const void *src, void *dst, size_t n,
-                            size_t n_per_row, const float *weights, qwen3_error *err) {
-    const weight_type *t = weight_type_of(type), *from = weight_type_of(src_type);
-    if (!t || !from)
-        return fail(err, QWEN3_ERR_UNSUPPORTED, "unknown weight type %u",
-                    (unsigned)(t ? src_type : type));
+qwen3_status qwen3_quantize(uint32_t type, const float *src, void *dst, size_t n, size_t n_per_row,
+                            const float *weights, qwen3_error *err) {
+    const weight_type *t = weight_type_of(type);
+    if (!t) return fail(err, QWEN3_ERR_UNSUPPORTED, "unknown weight type %u", (unsigned)type);
     if (!encoders_baseline.of[type])
         return fail(err, QWEN3_ERR_UNSUPPORTED, "%s can be read but not written", t->name);
-    for (int i = 0; i < 2; i++) {
-        const weight_type *whole = i ? from : t;
-        if (n_per_row == 0 || n_per_row % (size_t)whole->block)
-            return fail(err, QWEN3_ERR_ARG, "rows of %zu values are not whole %s blocks of %d",
-                        n_per_row, whole->name, whole->block);
-    }
+    if (n_per_row == 0 || n_per_row % (size_t)t->block)
+        return fail(err, QWEN3_ERR_ARG, "rows of %zu values are not whole %s blocks of %d",
+                    n_per_row, t->name, t->block);
     if (n % n_per_row)
         return fail(err, QWEN3_ERR_ARG, "%zu values are not whole rows of %zu", n, n_per_row);
     for (size_t i = 0; weights && i < n_per_row; i++)
@@ -106,20 +100,15 @@ qwen3_status qwen3_quantize(uint32_t type, uint32_t src_type, const void *src, v
                         (double)weights[i], i);
     const backend *cpu = backend_chosen(err);
     if (!cpu) return QWEN3_ERR_UNSUPPORTED;
-    float limit = limit_of(type), x[PIECE];
-    size_t rows = n_per_row < PIECE ? PIECE / n_per_row * n_per_row : PIECE, count;
-    for (size_t at = 0; at < n; at += count) {
-        size_t column = at % n_per_row, left = n_per_row > PIECE ? n_per_row - column : n - at;
-        count = left < rows ? left : rows;
-        from->decode((const char *)src + qwen3_type_bytes(src_type, at), x, count);
-        size_t bad = first_beyond(x, count, limit);
+    float limit = limit_of(type);
+    for (size_t at = 0; at < n; at += PIECE) {
+        size_t count = n - at < PIECE ? n - at : PIECE, bad = first_beyond(src + at, count, limit);
         if (bad < count)
             return fail(err, QWEN3_ERR_FORMAT,
                         "value %g at index %zu is not a number that %s holds (at most %g)",
-                        (double)x[bad], at + bad, t->name, (double)limit);
-        cpu->encode->of[type](x, (char *)dst + qwen3_type_bytes(type, at), count,
-                              n_per_row < PIECE ? n_per_row : count,
-                              weights ? weights + column : NULL);
+                        (double)src[at + bad], at + bad, t->name, (double)limit);
+        cpu->encode->of[type](src + at, (char *)dst + qwen3_type_bytes(type, at), count,
+                              at % n_per_row, n_per_row, weights);
     }
     return QWEN3_OK;
 }

@@ -6,10 +6,10 @@
 
 #include "blocks.h"
 
-/* Writes n finite values, whole rows of n_per_row, which are whole blocks; each value
- * within the limit of the type. importance: NULL, or n_per_row non-negative numbers that say
- * how much the square of an error in that column costs. */
-typedef void encode_fn(const float *src, void *dst, size_t n, size_t n_per_row,
+/* Writes n finite values, whole blocks, each value within the limit of the type. importance:
+ * NULL, or n_per_row non-negative numbers that say how much the square of an error costs in each
+ * column of a row; the first value is in `column`. */
+typedef void encode_fn(const float *src, void *dst, size_t n, size_t column, size_t n_per_row,
                        const float *importance);
 
 /* NULL for a type that is not written. */

@@ -184,10 +184,11 @@ void qwen3_session_cancel(qwen3_session *);
  * may have any alignment. */
 qwen3_status qwen3_dequantize(uint32_t type, const void *src, float *dst, size_t n,
                               qwen3_error *err);
-/* From any type that can be read. weights: NULL, or n_per_row importances shared by every row.
- * Refuses values that are not finite or beyond the type: 65504 for all but F32 and BF16. */
-qwen3_status qwen3_quantize(uint32_t type, uint32_t src_type, const void *src, void *dst, size_t n,
-                            size_t n_per_row, const float *weights, qwen3_error *err);
+/* weights: NULL, or n_per_row importances shared by every row. Refuses values that
+ * are not finite or beyond the type: 65504 for all but F32 and BF16. The bytes do not depend on
+ * the processor. */
+qwen3_status qwen3_quantize(uint32_t type, const float *src, void *dst, size_t n, size_t n_per_row,
+                            const float *weights, qwen3_error *err);
 /* Bytes of n items, 0 for an unknown type or an n that is not whole blocks. */
 size_t qwen3_type_bytes(uint32_t type, size_t n);
 

@@ -10,7 +10,8 @@
 #include "lanes.h"
 
 enum { BATCH = 16, SUPER = 256 };
-enum { PACK_ROUNDS = 3 }; /* that fit the scales of a super-block and of its sub-blocks to each other */
+/* Rounds that fit the scale of a super-block and those of its sub-blocks to each other. */
+enum { PACK_ROUNDS = 3 };
 
 static const float tiny = 0x1p-25f; /* half of the smallest f16: smaller values become 0 */
 static const float f16_max = 65504;
@@ -24,9 +25,14 @@ typedef struct {
 /* The weights an encoder reads: rows of n_per_row, with an importance for each column. */
 typedef struct {
     const float *x;
-    size_t n, n_per_row;
-    const float *importance; /* NULL: all alike */
+    size_t n, column, n_per_row; /* the column of the first */
+    const float *importance;     /* NULL: all alike */
 } weights;
+
+/* The importances of the weights from value `at` on, within a row. */
+static inline const float *importance_at(const weights *in, size_t at) {
+    return in->importance ? in->importance + (in->column + at) % in->n_per_row : NULL;
+}
 
 /* NaN gives low. */
 static inline float clampf(float v, float low, float high) {
@@ -64,42 +70,32 @@ static float root_mean_square(const float *x, int n) {
     return sqrtf(s[0] / (float)n);
 }
 
-/* Up to BATCH groups of n from value `at` on; each `extent` values, whole groups, have
- * the cost of their errors in common: importance times a growing function of |x|, so that the
- * few large values, which dominate a product, stay exact. What is too small for an f16
- * scale, and what lies behind the end, becomes zeros. */
+/* The groups of n from value `at` on. Each `extent` values, whole groups, have the cost of an
+ * error in common: importance times a growing function of |x|, so that the few large values,
+ * which dominate a product, stay exact. What is too small for an f16 scale, and what lies
+ * behind the end, becomes zeros. */
 static inline void batch_load(batch *b, const weights *in, size_t at, const int n,
                               const int extent) {
-    float rms[BATCH], importance_scale[BATCH];
-    bool zero[BATCH];
+    float rms[BATCH], factor[BATCH];
     for (int g = 0; g < BATCH; g += extent / n) {
         size_t start = at + (size_t)(g * n);
-        const float *x = in->x + start;
-        bool none = start >= in->n || largest_magnitude(x, extent) < tiny;
-        float size = none ? 1 : root_mean_square(x, extent), max = 0;
-        const float *importance = in->importance ? in->importance + start % in->n_per_row : NULL;
-        for (int i = 0; !none && importance && i < extent; i++)
-            max = importance[i] > max ? importance[i] : max;
-        for (int k = g; k < g + extent / n; k++) {
-            zero[k] = none;
+        const float *x = in->x + start, *importance = importance_at(in, start);
+        bool zero = start >= in->n || largest_magnitude(x, extent) < tiny;
+        float max = importance && !zero ? largest_magnitude(importance, extent) : 0;
+        float size = zero ? 1 : root_mean_square(x, extent);
+        for (int k = g; k < g + extent / n; k++, x += n) {
             rms[k] = size;
-            importance_scale[k] = max;
+            factor[k] = max;
+            for (int i = 0; i < n; i++) b->x[i][k] = zero ? 0 : x[i];
         }
-    }
-    for (int g = 0; g < BATCH; g++) {
-        size_t start = at + (size_t)(g * n);
-        for (int i = 0; i < n; i++) b->x[i][g] = zero[g] ? 0 : in->x[start + (size_t)i];
-        if (!in->importance) continue;
-        const float *importance = in->importance + start % in->n_per_row;
-        bool plain = !(importance_scale[g] > 0);
-        for (int i = 0; i < n; i++) /* never 0: a fit needs a cost */
-            b->w[i][g] = plain ? 1 : importance[i] / importance_scale[g] + 1e-6f;
     }
     for (int i = 0; i < n; i++)
-        for (int g = 0; g < BATCH; g++) {
-            float w = rms[g] + fabsf(b->x[i][g]);
-            b->w[i][g] = in->importance ? w * b->w[i][g] : w;
-        }
+        for (int g = 0; g < BATCH; g++) b->w[i][g] = rms[g] + fabsf(b->x[i][g]);
+    for (int g = 0; in->importance && g < BATCH; g++) {
+        const float *importance = importance_at(in, at + (size_t)(g * n));
+        for (int i = 0; factor[g] > 0 && i < n; i++)
+            b->w[i][g] *= importance[i] / factor[g] + 1e-6f; /* never 0: a fit needs a cost */
+    }
 }
 
 #endif

@@ -11,24 +11,24 @@
 
 /* ---- plain floats ---------------------------------------------------------- */
 
-static void encode_f32(const float *src, void *dst, size_t n, size_t n_per_row,
-                       const float *importance) {
-    (void)n_per_row, (void)importance;
+static void encode_f32(const float *src, void *dst, size_t n, size_t column,
+                       size_t n_per_row, const float *importance) {
+    (void)column, (void)n_per_row, (void)importance;
     memcpy(dst, src, n * sizeof *src);
 }
 
-static void encode_f16(const float *src, void *dst, size_t n, size_t n_per_row,
-                       const float *importance) {
-    (void)n_per_row, (void)importance;
+static void encode_f16(const float *src, void *dst, size_t n, size_t column,
+                       size_t n_per_row, const float *importance) {
+    (void)column, (void)n_per_row, (void)importance;
     for (size_t i = 0; i < n; i++) {
         f16_t h = f32_to_f16(src[i]);
         memcpy((char *)dst + i * sizeof h, &h, sizeof h);
     }
 }
 
-static void encode_bf16(const float *src, void *dst, size_t n, size_t n_per_row,
-                        const float *importance) {
-    (void)n_per_row, (void)importance;
+static void encode_bf16(const float *src, void *dst, size_t n, size_t column,
+                        size_t n_per_row, const float *importance) {
+    (void)column, (void)n_per_row, (void)importance;
     for (size_t i = 0; i < n; i++) { /* to nearest even; finite, and no overflow */
         uint32_t bits;
         memcpy(&bits, src + i, sizeof bits);
@@ -39,21 +39,22 @@ static void encode_bf16(const float *src, void *dst, size_t n, size_t n_per_row,
 
 /* Defines encode_TYPE from the function that follows, which encodes n_blocks blocks, the
  * next `step` weights from `at` on or what is left of them, into zeroed blocks. */
-#define ENCODER(type, per_block, step)                                                            \
-    static inline void type##_blocks(const weights *in, size_t at, int n_blocks, block_##type *b); \
-    static void encode_##type(const float *src, void *dst, size_t n, size_t n_per_row,            \
-                              const float *importance) {                                          \
-        const weights in = {src, n, n_per_row, importance};                                       \
-        char *to = dst;                                                                           \
-        for (size_t at = 0; at < n; at += step) {                                                 \
-            block_##type b[step / per_block] = {0};                                               \
-            size_t left = (n - at) / per_block, n_blocks = step / per_block;                      \
-            n_blocks = n_blocks < left ? n_blocks : left;                                         \
-            type##_blocks(&in, at, (int)n_blocks, b);                                             \
-            memcpy(to, b, n_blocks * sizeof *b);                                                  \
-            to += n_blocks * sizeof *b;                                                           \
-        }                                                                                         \
-    }                                                                                             \
+#define ENCODER(type, per_block, step)                                                           \
+    static inline void type##_blocks(const weights *in, size_t at, int n_blocks,                 \
+                                     block_##type *b);                                           \
+    static void encode_##type(const float *src, void *dst, size_t n, size_t column,              \
+                              size_t n_per_row, const float *importance) {                       \
+        const weights in = {src, n, column, n_per_row, importance};                              \
+        char *to = dst;                                                                          \
+        for (size_t at = 0; at < n; at += step) {                                                \
+            block_##type b[step / per_block] = {0};                                              \
+            size_t left = (n - at) / per_block, most = step / per_block;                         \
+            size_t n_blocks = left < most ? left : most;                                         \
+            type##_blocks(&in, at, (int)n_blocks, b);                                            \
+            memcpy(to, b, n_blocks * sizeof *b);                                                 \
+            to += n_blocks * sizeof *b;                                                          \
+        }                                                                                        \
+    }                                                                                            \
     static inline void type##_blocks(const weights *in, size_t at, int n_blocks, block_##type *b)
 
 /* ---- levels ------------------------------------------------------------------- */
@@ -129,8 +130,8 @@ static inline void scaled_fit(const weights *in, size_t at, const grid t, float 
 
 /* Q4_0 and Q5_0. The plain choice gives the value of the largest magnitude, the first of
  * them, the lowest level. */
-static inline f16_t scaled_block(const weights *in, const float *x, const grid t, float fit,
-                                 uint8_t *qs, uint8_t *qh) {
+static inline rounding scaled_block(const weights *in, const float *x, const grid t, float fit,
+                                    f16_t *d) {
     float low, high;
     span_of(x, &low, &high);
     float extreme = -low > high ? low : high;
@@ -141,22 +142,26 @@ static inline f16_t scaled_block(const weights *in, const float *x, const grid t
         }
     float scale = extreme / -t.reach;
     if (in->importance && fabsf(extreme) >= tiny) scale = f16_to_f32(f32_to_f16(fit));
-    store_levels(x, &(rounding){0, inverse(scale), t.reach + 0.5f, 2 * t.reach - 1}, qs, qh);
-    return f32_to_f16(scale);
+    *d = f32_to_f16(scale);
+    return (rounding){0, inverse(scale), t.reach + 0.5f, 2 * t.reach - 1};
 }
 
 ENCODER(q4_0, 32, 512) {
     float fit[BATCH];
+    rounding r[BATCH];
     scaled_fit(in, at, grid_4, fit);
     for (int k = 0; k < n_blocks; k++)
-        b[k].d = scaled_block(in, in->x + at + 32 * k, grid_4, fit[k], b[k].qs, NULL);
+        r[k] = scaled_block(in, in->x + at + 32 * k, grid_4, fit[k], &b[k].d);
+    for (int k = 0; k < n_blocks; k++) store_levels(in->x + at + 32 * k, &r[k], b[k].qs, NULL);
 }
 
 ENCODER(q5_0, 32, 512) {
     float fit[BATCH];
+    rounding r[BATCH];
     scaled_fit(in, at, grid_5, fit);
     for (int k = 0; k < n_blocks; k++)
-        b[k].d = scaled_block(in, in->x + at + 32 * k, grid_5, fit[k], b[k].qs, b[k].qh);
+        r[k] = scaled_block(in, in->x + at + 32 * k, grid_5, fit[k], &b[k].d);
+    for (int k = 0; k < n_blocks; k++) store_levels(in->x + at + 32 * k, &r[k], b[k].qs, b[k].qh);
 }
 
 static inline void affine_batch(const weights *in, size_t at, float top, affine_fit *fit) {
@@ -167,8 +172,8 @@ static inline void affine_batch(const weights *in, size_t at, float top, affine_
 }
 
 /* Q4_1 and Q5_1. The plain choice of scale and minimum spans the values. */
-static inline void affine_block(const weights *in, const float *x, float top, float fit_scale,
-                                float fit_min, f16_t *d, f16_t *m, uint8_t *qs, uint8_t *qh) {
+static inline rounding affine_block(const weights *in, const float *x, float top, float fit_scale,
+                                    float fit_min, f16_t *d, f16_t *m) {
     float low, high;
     span_of(x, &low, &high);
     for (int i = 0; low == 0 && i < 32; i++) /* of zeros the first, with its sign */
@@ -183,23 +188,27 @@ static inline void affine_block(const weights *in, const float *x, float top, fl
     }
     *d = f32_to_f16(scale);
     *m = f32_to_f16(low);
-    store_levels(x, &(rounding){low, inverse(scale), 0.5f, top}, qs, qh);
+    return (rounding){low, inverse(scale), 0.5f, top};
 }
 
 ENCODER(q4_1, 32, 512) {
     affine_fit fit;
+    rounding r[BATCH];
     affine_batch(in, at, 15, &fit);
     for (int k = 0; k < n_blocks; k++)
-        affine_block(in, in->x + at + 32 * k, 15, fit.scale[k], fit.min[k], &b[k].d, &b[k].m,
-                     b[k].qs, NULL);
+        r[k] = affine_block(in, in->x + at + 32 * k, 15, fit.scale[k], fit.min[k], &b[k].d,
+                            &b[k].m);
+    for (int k = 0; k < n_blocks; k++) store_levels(in->x + at + 32 * k, &r[k], b[k].qs, NULL);
 }
 
 ENCODER(q5_1, 32, 512) {
     affine_fit fit;
+    rounding r[BATCH];
     affine_batch(in, at, 31, &fit);
     for (int k = 0; k < n_blocks; k++)
-        affine_block(in, in->x + at + 32 * k, 31, fit.scale[k], fit.min[k], &b[k].d, &b[k].m,
-                     b[k].qs, b[k].qh);
+        r[k] = affine_block(in, in->x + at + 32 * k, 31, fit.scale[k], fit.min[k], &b[k].d,
+                            &b[k].m);
+    for (int k = 0; k < n_blocks; k++) store_levels(in->x + at + 32 * k, &r[k], b[k].qs, b[k].qh);
 }
 
 /* Eight bits need no search: importance changes nothing. */
