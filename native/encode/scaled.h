@@ -22,7 +22,7 @@ typedef struct {
 } grid;
 
 static const grid grid_4 = {8, 1, false, true}, grid_5 = {16, 1, false, true},
-                  grid_6 = {32, 1, false, false}, grid_iq4 = {127, 16, true, true};
+                  grid_6 = {32, 1, false, false}, grid_iq4 = {127, 13, true, true};
 
 static inline vf nearest_level(const grid t, vf v) {
     if (!t.iq4) return vf_round(vf_min(vf_max(v, vf_set1(-t.reach)), vf_set1(t.reach - 1)));
