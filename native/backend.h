@@ -15,6 +15,8 @@
 #include <stdint.h>
 
 #include "blocks.h"
+#include "encode.h"
+#include "qwen3.h"
 
 /* Activations for quantized weights: a row of n values (a multiple of 32) is a run of
  * units of 256, the last one filled up with zeros. |q| <= 127. */
@@ -125,11 +127,14 @@ typedef struct backend {
     /* Multiplies and adds in registers alone, as fast as the matrix products could at best;
      * n rounds. Returns how many products that were. For probe.h. */
     int64_t (*peak)(peak_kind, int64_t n);
+    const encoders *encode; /* the same bytes in every backend */
 } backend;
 
-/* The fastest backend of this machine, or the one QWEN3_ISA names; NULL when that
+/* The fastest backend of this machine, or the one that is forced; NULL when that
  * name is unknown or not available here. */
 const backend *backend_pick(const char *forced);
+/* The same, forced by QWEN3_ISA where that is set; the error says so. */
+const backend *backend_chosen(qwen3_error *err);
 /* Every backend compiled in, ended by NULL; the first is scalar. */
 const backend *const *backend_all(void);
 

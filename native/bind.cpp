@@ -428,8 +428,14 @@ OwnedFloats dequantize_values(const string &type_name, const Bytes1 &data, size_
         throw nb::value_error("the data is not that many values of this type");
     float *out = new float[n];
     nb::capsule owner = owner_of(out);
+    const uint8_t *src = data.data();
     qwen3_error err;
-    if (qwen3_dequantize(type, data.data(), out, n, &err) != QWEN3_OK) raise(err);
+    qwen3_status status;
+    {
+        nb::gil_scoped_release release;
+        status = qwen3_dequantize(type, src, out, n, &err);
+    }
+    if (status != QWEN3_OK) raise(err);
     return {out, {n}, owner};
 }
 

@@ -312,14 +312,10 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error 
     }
     m->file = file;
     m->owner = getpid();
-    const char *forced = getenv("QWEN3_ISA");
     qwen3_status status = read_config(file, &m->config, err);
     if (status == QWEN3_OK) status = bind_tensors(m, err);
     if (status == QWEN3_OK) status = init_rope(m, err);
-    if (status == QWEN3_OK && !(m->cpu = backend_pick(forced)))
-        status = fail(err, QWEN3_ERR_UNSUPPORTED,
-                      "QWEN3_ISA=%.32s: this build has no such backend, or this processor cannot "
-                      "run it", forced);
+    if (status == QWEN3_OK && !(m->cpu = backend_chosen(err))) status = QWEN3_ERR_UNSUPPORTED;
     if (status == QWEN3_OK && (n_threads < 0 || n_threads > 1024))
         status = fail(err, QWEN3_ERR_ARG, "%d threads: use 1 to 1024, or 0 to choose", n_threads);
     int threads = n_threads ? n_threads : machine_threads();

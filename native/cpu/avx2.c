@@ -180,4 +180,5 @@ const backend backend_avx2 = {
     .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
+    .encode = &encoders_avx2,
 };

@@ -299,4 +299,5 @@ const backend backend_avx512 = {
     .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
+    .encode = &encoders_avx512,
 };

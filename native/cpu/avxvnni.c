@@ -134,4 +134,5 @@ const backend backend_avxvnni = {
     .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
+    .encode = &encoders_avx2,
 };

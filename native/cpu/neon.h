@@ -227,6 +227,6 @@ static void quantize(const float *x, act_unit *act, int n, int first, int last) 
     {.name = its_name, .available = available, .matmul = matmul, .quantize = quantize,      \
      .rmsnorm = rmsnorm, .rope = rope, .swiglu = swiglu, .axpy = axpy, .attend = attend,    \
      .merge = merge,                                                                        \
-     .to_f16 = to_f16, .peak = peak}
+     .to_f16 = to_f16, .peak = peak, .encode = &encoders_baseline}
 
 #endif

@@ -215,4 +215,5 @@ const backend backend_scalar = {
     .merge = merge,
     .to_f16 = to_f16,
     .peak = peak,
+    .encode = &encoders_baseline,
 };
