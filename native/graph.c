@@ -96,8 +96,7 @@ static void forward(void *arg, int tid, int n_threads) {
     for (int i = 0; i < m->config.n_layers && !s->cancelled; i++) {
         const layer *l = &m->layers[i];
         bool moe = m->config.n_experts > 0;
-        bool every_token = ws->importance != NULL; /* is wanted, of the last layer too */
-        if (i == m->config.n_layers - 1 && s->n > 1 && !every_token) {
+        if (i == m->config.n_layers - 1 && s->n > 1 && !ws->importance) {
             leave_last_token(s, l, i, tid);
             if (!s->logits) return;
         }

@@ -27,6 +27,7 @@ from .card import directory_name, model_card
 from .checkpoint import read_hyperparameters
 from .convert import Tensor, plan
 from .errors import FormatError, QuantError, SourceNotFound
+from .imatrix import Imatrix, n_experts
 from .metadata import add_general, add_hyperparameters
 from .output import replacing
 from .safetensors import Weights
@@ -48,6 +49,7 @@ class Summary:
     n_weights: int
     file_bytes: int
     seconds: float
+    unweighed: tuple[str, ...] = ()  # tensors that the importance matrix does not know
 
     @property
     def bits_per_weight(self) -> float:
@@ -63,6 +65,7 @@ class _Chunk:
     source: str
     start: int
     stop: int
+    expert: int  # whose rows they are; 0 of a dense tensor
     last: bool  # of its tensor
 
 
@@ -76,12 +79,14 @@ def quantize(
     out: Path,
     recipe: str,
     *,
+    imatrix: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
 ) -> Summary:
     """Converts the checkpoint directory source to the GGUF file out.
 
-    recipe: a name of recipes.RECIPES, in any case. progress: told after each chunk
+    recipe: a name of recipes.RECIPES, in any case. imatrix: what the columns of the
+    weights are worth (imatrix.py); by default all the same. progress: told after each chunk
     how many bytes of the source are done, and of how many. threads 0: one per CPU. An
     existing GGUF file is replaced when all is done; a failure leaves nothing.
     Raises UsageError, SourceNotFound, FormatError (the source), QuantError (the
@@ -94,16 +99,20 @@ def quantize(
     hp = read_hyperparameters(source)
     with Weights(source) as weights:
         tensors = [(tensor, chosen.type_of(tensor, hp)) for tensor in plan(hp, weights)]
+        importance = Imatrix(imatrix) if imatrix else None
+        unweighed = importance.check(tensors) if importance else []
         with replacing(out) as part:
             writer = gguf.GGUFWriter(part, hp.architecture)
             add_general(writer, model_card(source), chosen)
             add_hyperparameters(writer, hp)
             add_tokenizer(writer, source, hp.n_vocab)
+            if importance:
+                importance.add_metadata(writer)
             _write_header(writer, tensors)
             _check_space(out, sum(_bytes(tensor, kind) for tensor, kind in tensors))
             with part.open("ab") as file:
                 _pad(file)
-                _write_tensors(file, weights, tensors, threads or _cpus(), progress)
+                _write_tensors(file, weights, tensors, importance, threads or _cpus(), progress)
                 size = file.tell()
     return Summary(
         path=out,
@@ -111,6 +120,7 @@ def quantize(
         n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in tensors),
         file_bytes=size,
         seconds=time.monotonic() - started,
+        unweighed=tuple(unweighed),
     )
 
 
@@ -133,6 +143,7 @@ def _write_tensors(
     file: BinaryIO,
     weights: Weights,
     tensors: list[tuple[Tensor, str]],
+    importance: Imatrix | None,
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
@@ -146,7 +157,11 @@ def _write_tensors(
     )
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        encoded = _in_order(pool, lambda chunk: _encode(weights, chunk), _chunks(tensors), threads)
+
+        def encode(chunk: _Chunk) -> NDArray[np.uint8]:
+            return _encode(weights, chunk, importance)
+
+        encoded = _in_order(pool, encode, _chunks(tensors), threads)
         for chunk, blocks in encoded:
             file.write(blocks.data)
             if chunk.last:
@@ -160,11 +175,16 @@ def _write_tensors(
 def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:
     for tensor, kind in tensors:
         step = max(1, _CHUNK_WEIGHTS // tensor.row_length)
+        of_expert = tensor.n_rows // n_experts(tensor)
+        row = 0
         for run in tensor.runs:
-            for start in range(run.start, run.stop, step):
-                stop = min(start + step, run.stop)
-                last = run is tensor.runs[-1] and stop == run.stop
-                yield _Chunk(tensor, kind, run.source, start, stop, last)
+            start = run.start
+            while start < run.stop:
+                rows = min(step, run.stop - start, of_expert - row % of_expert)
+                expert, row = row // of_expert, row + rows
+                last = row == tensor.n_rows
+                yield _Chunk(tensor, kind, run.source, start, start + rows, expert, last)
+                start += rows
 
 
 def _in_order(
@@ -184,7 +204,7 @@ def _in_order(
         yield first, future.result()
 
 
-def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
+def _encode(weights: Weights, chunk: _Chunk, importance: Imatrix | None) -> NDArray[np.uint8]:
     rows = weights.read_rows(chunk.source, chunk.start, chunk.stop)
     peak = max(float(rows.max()), -float(rows.min()))  # NaN if any weight is
     if not peak < float("inf"):
@@ -196,8 +216,9 @@ def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
             f"the tensor {chunk.source} holds a weight of {peak:g}, "
             f"more than {chunk.kind} can hold; use BF16"
         )
+    worth = importance.weights(chunk.tensor.name, chunk.expert) if importance else None
     try:
-        return qwen3_native.quantize(chunk.kind, rows)
+        return qwen3_native.quantize(chunk.kind, rows, worth)
     except qwen3_native.NativeError as error:
         raise QuantError(f"the tensor {chunk.source}: {error.args[1]}") from None
 

@@ -167,6 +167,10 @@ def quantize(
         str | None,
         typer.Option("-o", "--out", metavar="PATH", help="The file to write, or its folder."),
     ] = None,
+    imatrix: Annotated[
+        str | None,
+        typer.Option("--imatrix", metavar="FILE", help="What the weights are worth, in GGUF."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     threads: QuantizerThreads = 0,
 ) -> None:
@@ -176,7 +180,39 @@ def quantize(
     chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
     if len(chosen) != 1:
         raise UsageError("choose one of --q4, --q8 and --type T")
-    quantize(source, out, chosen[0], context.obj, force=force, threads=threads)
+    quantize(source, out, chosen[0], context.obj, imatrix=imatrix, force=force, threads=threads)
+
+
+@app.command()
+def imatrix(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Text files; -: stdin.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="FILE", help="By default MODEL-imatrix.gguf, here."),
+    ] = None,
+    chunk: Annotated[
+        int, typer.Option(metavar="N", help="Tokens read at once.", min=1, max=2**24)
+    ] = 512,
+    added: Annotated[
+        bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Collect an importance matrix: let a model read texts, for quantize --imatrix.
+
+    Ctrl-C ends the reading; what was collected until then is written.
+    """
+    from qwen3cli.imatrix import imatrix
+
+    imatrix(
+        model, texts or ["-"], out, context.obj,
+        chunk=chunk, added=added, force=force, threads=threads,
+    )  # fmt: skip
 
 
 @app.command()

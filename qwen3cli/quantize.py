@@ -12,7 +12,14 @@ from qwen3cli.terminal import Terminal
 
 
 def quantize(
-    source: str, out: str | None, recipe: str, terminal: Terminal, *, force: bool, threads: int
+    source: str,
+    out: str | None,
+    recipe: str,
+    terminal: Terminal,
+    *,
+    imatrix: str | None,
+    force: bool,
+    threads: int,
 ) -> None:
     """source: a Hugging Face folder, or a family name whose weights are in the cache.
     out: a file, or the folder to write it to; by default a folder's file goes to the
@@ -33,8 +40,18 @@ def quantize(
     if target.exists() and not force:
         raise UsageError(f"{target}: exists already; --force overwrites it")
     with terminal.progress(f"{source} to {target}") as move:
-        done = write_gguf(folder, target, recipe, progress=move, threads=threads)
+        done = write_gguf(
+            folder,
+            target,
+            recipe,
+            imatrix=Path(imatrix) if imatrix else None,
+            progress=move,
+            threads=threads,
+        )
     terminal.note(
         f"{target}: {done.recipe}, {done.n_weights:,} weights, {done.file_bytes / 1e6:,.1f} MB "
         f"({done.bits_per_weight:.2f} bits per weight), {done.seconds:.1f} s"
     )
+    if done.unweighed:
+        names = ", ".join(done.unweighed[:4]) + (", ..." if len(done.unweighed) > 4 else "")
+        terminal.note(f"{imatrix}: knows nothing of {len(done.unweighed)} tensors: {names}")

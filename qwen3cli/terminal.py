@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,8 +171,9 @@ class Terminal:
         self._out.write(drawn.get())
 
     @contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on stderr, if that is a terminal, moved by calls with (done, total)."""
+    def progress(self, title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """A bar on stderr, if that is a terminal, moved by calls with (done, total). With a
+        unit it shows how many of it are done a second."""
         if not self._err.is_terminal:
             yield lambda _done, _total: None
             return
@@ -179,11 +181,18 @@ class Terminal:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         face = TextColumn("{task.description}", markup=False)
-        columns = (face, BarColumn(), TimeRemainingColumn())
+        rate = TextColumn("{task.fields[rate]}", markup=False)
+        columns = (face, BarColumn(), rate, TimeRemainingColumn())
         console = Console(stderr=True, force_terminal=self._err.is_styled)
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(one_line(title), total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(one_line(title), total=None, rate="")
+            started = time.monotonic()
+
+            def move(done: int, total: int) -> None:
+                rate = f"{done / (time.monotonic() - started):,.0f} {unit}/s" if unit else ""
+                bar.update(task, completed=done, total=total, rate=rate)
+
+            yield move
 
     def _screen(self, stream: _Stream, text: str) -> None:
         stream.write(text)
