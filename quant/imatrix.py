@@ -80,7 +80,8 @@ def write_imatrix(path: Path, inputs: Iterable[Inputs], corpus: Corpus) -> None:
 
 def _tensors(inputs: Inputs) -> list[tuple[str, NDArray[np.float32]]]:
     """A dense matrix has vectors, as GGML drops dimensions of 1."""
-    sums, counts = inputs.sums.astype(np.float32), inputs.counts.astype(np.float32)
+    with np.errstate(over="ignore"):
+        sums, counts = inputs.sums.astype(np.float32), inputs.counts.astype(np.float32)
     if not np.isfinite(sums).all():
         raise QuantError(f"what entered {inputs.tensor} is not finite: the model is damaged")
     dense = len(counts) == 1
