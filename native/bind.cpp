@@ -90,6 +90,24 @@ nb::dict metadata(const qwen3_file *file, int64_t max_items) {
     return out;
 }
 
+nb::dict value_types(const qwen3_file *file) {
+    nb::dict out;
+    for (size_t i = 0; i < qwen3_file_n_kv(file); i++) {
+        const qwen3_kv *kv = qwen3_file_kv(file, i);
+        out[to_text(kv->key)] = nb::make_tuple(kv->type, kv->item_type);
+    }
+    return out;
+}
+
+nb::dict data_offsets(const qwen3_file *file) {
+    nb::dict out;
+    for (size_t i = 0; i < qwen3_file_n_tensors(file); i++) {
+        const qwen3_tensor *t = qwen3_file_tensor(file, i);
+        out[to_text(t->name)] = t->offset;
+    }
+    return out;
+}
+
 nb::list tensor_table(const qwen3_file *file) {
     nb::list out;
     for (size_t i = 0; i < qwen3_file_n_tensors(file); i++) {
@@ -417,7 +435,9 @@ NB_MODULE(qwen3_native, m) {
         .def_prop_ro("version", [](const File &f) { return qwen3_file_version(f.file); })
         .def("metadata", [](const File &f, int64_t max) { return metadata(f.file, max); },
              "max_items"_a = -1)
+        .def("value_types", [](const File &f) { return value_types(f.file); })
         .def("tensors", [](const File &f) { return tensor_table(f.file); })
+        .def("data_offsets", [](const File &f) { return data_offsets(f.file); })
         .def("read_rows",
              [](const File &f, const string &name, size_t start, size_t stop) {
                  return read_rows(f.file, name, start, stop);

@@ -294,7 +294,8 @@ static qwen3_status place_tensors(qwen3_file *f, const cursor *c, const uint64_t
                         "tensor '%.*s' lies outside the file: it is truncated or damaged, "
                         "fetch it again",
                         STR_ARG(t->name));
-        t->data = f->base + start + offsets[i];
+        t->offset = start + offsets[i];
+        t->data = f->base + t->offset;
     }
     const qwen3_tensor **by_extent = malloc((f->n_tensors + 1) * sizeof *by_extent);
     if (!by_extent) return fail(err, QWEN3_ERR_MEMORY, "out of memory for the file's index");

@@ -71,6 +71,7 @@ typedef struct {
     uint32_t n_dims;
     uint64_t shape[4];   /* fastest dimension first, 1 beyond n_dims */
     uint64_t bytes;
+    uint64_t offset;     /* of the data, from the start of the file */
     const uint8_t *data; /* in the mapping */
 } qwen3_tensor;
 

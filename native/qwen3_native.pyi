@@ -18,6 +18,10 @@ class File:
     def metadata(self, max_items: int = -1) -> dict[str, Any]:
         """Values by key; an array longer than max_items (>= 0) comes as
         ("array", item_type, count)."""
+    def value_types(self) -> dict[str, tuple[int, int]]:
+        """Of each key GGUF's numbers of its value's type and, of an array, its items'."""
+    def data_offsets(self) -> dict[str, int]:
+        """Where in the file the data of each tensor begins."""
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]: ...
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape with the fastest dimension last, type, bytes) in file order."""

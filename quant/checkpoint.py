@@ -63,6 +63,12 @@ def read_hyperparameters(directory: Path) -> Hyperparameters:
     return _Config(path).hyperparameters()
 
 
+def read_fp8_block(directory: Path) -> tuple[int, int] | None:
+    """Rows and columns of the blocks that share a scale in an fp8 checkpoint, None where
+    directory/config.json announces no fp8."""
+    return _Config(directory / "config.json").fp8_block()
+
+
 class _Config:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,11 +115,7 @@ class _Config:
 
     def refuse_variants(self) -> None:
         """Settings that no Qwen3 release has and that would change the computation."""
-        if method := self.values.get("quantization_config"):
-            name = method.get("quant_method") if isinstance(method, dict) else method
-            raise self.error(
-                f"the weights are quantized already ({str(name)[:40]}); take the bf16 release"
-            )
+        self.fp8_block()
         if self.flag("attention_bias"):
             raise self.error("attention_bias is true; Qwen3 has no biases")
         if self.values.get("hidden_act", "silu") != "silu":
@@ -122,6 +124,31 @@ class _Config:
         full = not isinstance(layers, list) or all(kind == "full_attention" for kind in layers)
         if self.flag("use_sliding_window") or not full:
             raise self.error("use_sliding_window or layer_types ask for a sliding window")
+
+    def fp8_block(self) -> tuple[int, int] | None:
+        """Refuses all other weights that are quantized already."""
+        config = self.values.get("quantization_config")
+        if not config:
+            return None
+        method = config.get("quant_method") if isinstance(config, dict) else config
+        if not isinstance(config, dict) or method != "fp8":
+            raise self.error(
+                f"the weights are quantized already ({str(method)[:40]}); "
+                "take the bf16 or the FP8 release"
+            )
+        if (fmt := config.get("fmt", "e4m3")) != "e4m3":
+            raise self.error(f"the fmt of quantization_config is {str(fmt)[:40]}, not e4m3")
+        block = config.get("weight_block_size")
+        if (
+            not isinstance(block, list)
+            or len(block) != 2
+            or not all(type(size) is int and 1 <= size <= 1 << 20 for size in block)
+        ):
+            raise self.error(
+                f"the weight_block_size of quantization_config is {str(block)[:40]}; "
+                "it must be two sizes, such as [128, 128]"
+            )
+        return block[0], block[1]
 
     def head_dim(self, n_embd: int, n_heads: int) -> int:
         if self.values.get("head_dim") is None:

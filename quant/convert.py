@@ -1,55 +1,55 @@
 """Hugging Face tensors to GGUF tensors: names, shapes, and where the rows lie.
 
-A GGUF tensor is a matrix of rows; its rows are runs of rows of source tensors.
-For most that is one run. The experts of a layer are stacked into one tensor, a
-run per expert, whether the checkpoint keeps them apart or fused.
+For most tensors that is one run. The experts of a layer are stacked into one tensor,
+a run per expert, whether the checkpoint keeps them apart or fused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from dataclasses import replace
 
-from .checkpoint import Experts, Hyperparameters
+from .checkpoint import Hyperparameters
 from .errors import FormatError
+from .fp8 import scales_of
+from .layout import Run, Tensor, layout
 from .safetensors import Weights
 
-
-@dataclass(frozen=True)
-class Run:
-    """Rows start..stop of a source tensor."""
-
-    source: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of the GGUF file; shape has the fastest dimension last."""
-
-    name: str
-    shape: tuple[int, ...]
-    runs: tuple[Run, ...]
-    layer: int | None = None  # None outside the layers
-
-    @property
-    def row_length(self) -> int:
-        return self.shape[-1]
-
-    @property
-    def n_rows(self) -> int:
-        return sum(run.stop - run.start for run in self.runs)
+_NAMES = {  # of layers in a checkpoint
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+_OUTSIDE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_EXPERTS = re.compile(r"ffn_(gate|up|down)_exps")
 
 
 def plan(hp: Hyperparameters, weights: Weights) -> list[Tensor]:
-    """Every tensor of the GGUF file, in file order.
+    """Every tensor of the GGUF file with its runs, in file order.
 
     Raises FormatError when weights lack a tensor, hold one of another shape than
     the hyperparameters demand, or hold one that Qwen3 does not have.
     """
+    if "embed_tokens.weight" in weights:
+        raise FormatError(
+            f"{weights.directory}: its tensors have no output matrix beside them, as in an "
+            "embedding model (Qwen3Model); such a model cannot generate"
+        )
     planner = _Planner(hp, weights)
-    tensors = list(planner.tensors())
+    tensors = [replace(tensor, runs=planner.runs(tensor)) for tensor in layout(hp)]
     planner.refuse_rest()
     return tensors
 
@@ -60,73 +60,29 @@ class _Planner:
         self.weights = weights
         self.unused = weights.names
 
-    def tensors(self) -> Iterator[Tensor]:
-        hp = self.hp
-        embedding = (hp.n_vocab, hp.n_embd)
-        yield self.single("token_embd", "model.embed_tokens", embedding)
-        for layer in range(hp.n_layers):
-            yield from self.attention(layer)
-            yield from self.ffn(layer) if hp.experts is None else self.mixture(layer, hp.experts)
-        yield self.single("output_norm", "model.norm", (hp.n_embd,))
-        if not hp.tied_embedding:
-            yield self.single("output", "lm_head", embedding)
+    def runs(self, tensor: Tensor) -> tuple[Run, ...]:
+        if tensor.layer is None:
+            return (self.take(f"{_OUTSIDE[tensor.part]}.weight", tensor.shape),)
+        prefix = f"model.layers.{tensor.layer}."
+        if not (expert := _EXPERTS.fullmatch(tensor.part)):
+            return (self.take(f"{prefix}{_NAMES[tensor.part]}.weight", tensor.shape),)
+        prefix += "mlp.experts."
+        if prefix + "gate_up_proj" in self.weights:
+            return self.fused(prefix, expert[1], tensor.shape)
+        count, *matrix = tensor.shape
+        names = [f"{prefix}{i}.{expert[1]}_proj.weight" for i in range(count)]
+        return tuple(self.take(name, tuple(matrix)) for name in names)
 
-    def attention(self, layer: int) -> Iterator[Tensor]:
-        hp = self.hp
-        q, kv = hp.n_heads * hp.head_dim, hp.n_kv_heads * hp.head_dim
-        for name, source, shape in (
-            ("attn_norm", "input_layernorm", (hp.n_embd,)),
-            ("attn_q", "self_attn.q_proj", (q, hp.n_embd)),
-            ("attn_k", "self_attn.k_proj", (kv, hp.n_embd)),
-            ("attn_v", "self_attn.v_proj", (kv, hp.n_embd)),
-            ("attn_output", "self_attn.o_proj", (hp.n_embd, q)),
-            ("attn_q_norm", "self_attn.q_norm", (hp.head_dim,)),
-            ("attn_k_norm", "self_attn.k_norm", (hp.head_dim,)),
-            ("ffn_norm", "post_attention_layernorm", (hp.n_embd,)),
-        ):
-            yield self.single(name, source, shape, layer)
-
-    def ffn(self, layer: int) -> Iterator[Tensor]:
-        up, down = (self.hp.n_ff, self.hp.n_embd), (self.hp.n_embd, self.hp.n_ff)
-        yield self.single("ffn_gate", "mlp.gate_proj", up, layer)
-        yield self.single("ffn_up", "mlp.up_proj", up, layer)
-        yield self.single("ffn_down", "mlp.down_proj", down, layer)
-
-    def mixture(self, layer: int, experts: Experts) -> Iterator[Tensor]:
-        yield self.single("ffn_gate_inp", "mlp.gate", (experts.count, self.hp.n_embd), layer)
-        prefix = f"model.layers.{layer}.mlp.experts."
-        fused = prefix + "gate_up_proj" in self.weights
-        runs = self.fused(prefix, experts) if fused else self.separate(prefix, experts)
-        up, down = (experts.n_ff, self.hp.n_embd), (self.hp.n_embd, experts.n_ff)
-        for part, matrix in (("gate", up), ("up", up), ("down", down)):
-            name = f"blk.{layer}.ffn_{part}_exps.weight"
-            yield Tensor(name, (experts.count, *matrix), tuple(runs[part]), layer)
-
-    def separate(self, prefix: str, experts: Experts) -> dict[str, list[Run]]:
-        """The experts as the releases keep them: three matrices each."""
-        up, down = (experts.n_ff, self.hp.n_embd), (self.hp.n_embd, experts.n_ff)
-        n = experts.count
-        return {
-            part: [self.take(f"{prefix}{i}.{part}_proj.weight", shape) for i in range(n)]
-            for part, shape in (("gate", up), ("up", up), ("down", down))
-        }
-
-    def fused(self, prefix: str, experts: Experts) -> dict[str, list[Run]]:
+    def fused(self, prefix: str, part: str, shape: tuple[int, ...]) -> tuple[Run, ...]:
         """The experts as transformers 5 holds them: one tensor of gate rows, then up
         rows, expert by expert, and one of down rows."""
-        n, n_embd, n_ff = experts.count, self.hp.n_embd, experts.n_ff
-        both = self.take(prefix + "gate_up_proj", (n, 2 * n_ff, n_embd)).source
-        halves = [Run(both, i * n_ff, (i + 1) * n_ff) for i in range(2 * n)]
-        down = self.take(prefix + "down_proj", (n, n_embd, n_ff))
-        return {"gate": halves[0::2], "up": halves[1::2], "down": [down]}
-
-    def single(
-        self, name: str, source: str, shape: tuple[int, ...], layer: int | None = None
-    ) -> Tensor:
-        if layer is not None:
-            name, source = f"blk.{layer}.{name}", f"model.layers.{layer}.{source}"
-        run = self.take(f"{source}.weight", shape)
-        return Tensor(f"{name}.weight", shape, (run,), layer)
+        if part == "down":
+            return (self.take(prefix + "down_proj", shape),)
+        count, n_ff, n_embd = shape
+        both = self.take(prefix + "gate_up_proj", (count, 2 * n_ff, n_embd)).source
+        first = 0 if part == "gate" else n_ff
+        starts = range(first, 2 * n_ff * count, 2 * n_ff)
+        return tuple(Run(both, start, start + n_ff) for start in starts)
 
     def take(self, source: str, shape: tuple[int, ...]) -> Run:
         """All rows of a source tensor, which must have this shape."""
@@ -139,6 +95,8 @@ class _Planner:
                 f"but config.json calls for {list(shape)}"
             )
         self.unused.discard(source)
+        if info.dtype == "F8_E4M3":
+            self.unused.discard(scales_of(source))
         return Run(source, 0, info.n_rows)
 
     def refuse_rest(self) -> None:

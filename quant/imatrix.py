@@ -18,14 +18,14 @@ import numpy as np
 import qwen3_native
 from numpy.typing import NDArray
 
-from .convert import Tensor
 from .errors import FormatError, QuantError, SourceNotFound
-from .output import replacing
+from .layout import Tensor
+from .writer import TensorInfo, gguf_output
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _TYPE = "imatrix"
 _KEYS = gguf.Keys.IMatrix
-_FLOATS = ("F32", "F16", "BF16")  # are not searched for, whatever the importance
+_PLAIN = ("F32", "F16", "BF16", "Q8_0")  # rounded, with nothing to weigh
 
 
 class Inputs(Protocol):
@@ -57,25 +57,21 @@ class Corpus:
 def write_imatrix(path: Path, inputs: Iterable[Inputs], corpus: Corpus) -> None:
     """Writes the file, whole or not at all. inputs are gone through twice: first for the
     table of tensors. Raises UsageError and QuantError."""
-    with replacing(path) as part:
-        writer = gguf.GGUFWriter(part, "")
-        writer.kv_data[0].clear()  # there is no architecture
-        writer.add_type(_TYPE)
-        writer.add_array(_KEYS.DATASETS, list(corpus.texts))
-        writer.add_uint32(_KEYS.CHUNK_COUNT, corpus.n_chunks)
-        writer.add_uint32(_KEYS.CHUNK_SIZE, corpus.chunk_size)
+    metadata = gguf.GGUFWriter(None, "")
+    metadata.kv_data[0].clear()  # there is no architecture
+    metadata.add_type(_TYPE)
+    metadata.add_array(_KEYS.DATASETS, list(corpus.texts))
+    metadata.add_uint32(_KEYS.CHUNK_COUNT, corpus.n_chunks)
+    metadata.add_uint32(_KEYS.CHUNK_SIZE, corpus.chunk_size)
+    infos = [
+        TensorInfo(name, data.shape, "F32", data.nbytes)
+        for each in inputs
+        for name, data in _tensors(each)
+    ]
+    with gguf_output(path, metadata, infos) as output:
         for each in inputs:
-            for name, data in _tensors(each):
-                writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes)
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for each in inputs:
-                for _, data in _tensors(each):
-                    writer.write_tensor_data(data)
-        finally:
-            writer.close()
+            for _, data in _tensors(each):
+                output.write(data)
 
 
 def _tensors(inputs: Inputs) -> list[tuple[str, NDArray[np.float32]]]:
@@ -115,27 +111,26 @@ class Imatrix:
     def n_entries(self) -> int:
         return len(self._counts)
 
-    def check(self, tensors: Iterable[tuple[Tensor, str]]) -> list[str]:
-        """Holds the file against the tensors of a model and the types they are to get.
-        Returns the layers' tensors whose columns it should weigh but does not know.
-        Raises FormatError when it is of another model."""
-        known = {tensor.name: tensor for tensor, _ in tensors}
+    def check(self, tensors: Iterable[Tensor]) -> None:
+        """Raises FormatError when the file was made for another model than these tensors'."""
+        known = {tensor.name: tensor for tensor in tensors}
         for name, counts in self._counts.items():
             if name not in known:
-                raise FormatError(
-                    f"{self.path}: holds {name[:200]!r}, which the model does not have; "
-                    "it was made for another"
+                raise self._error(f"holds {name[:200]!r}, which the model lacks: it is another's")
+            theirs = n_experts(known[name]), known[name].row_length
+            ours = len(counts), self._lengths[name]
+            if ours != theirs:
+                raise self._error(
+                    f"{name} has {ours[0]} x {ours[1]} sums, but the model's has "
+                    f"{theirs[0]} x {theirs[1]} columns: it is another's"
                 )
-            tensor = known[name]
-            if (len(counts), self._lengths[name]) != (n_experts(tensor), tensor.row_length):
-                raise FormatError(
-                    f"{self.path}: {name} has {len(counts)} x {self._lengths[name]} sums, but the "
-                    f"model's {n_experts(tensor)} x {tensor.row_length}; it was made for another"
-                )
+
+    def unknown(self, tensors: Iterable[tuple[Tensor, str]]) -> list[str]:
+        """The layers' tensors that could make use of an importance and have none here."""
         return [
             tensor.name
             for tensor, kind in tensors
-            if kind not in _FLOATS and tensor.layer is not None and tensor.name not in self._counts
+            if kind not in _PLAIN and tensor.layer is not None and tensor.name not in self._counts
         ]
 
     def weights(self, name: str, expert: int) -> NDArray[np.float32] | None:

@@ -26,8 +26,17 @@ def add_general(writer: gguf.GGUFWriter, card: ModelCard, recipe: Recipe) -> Non
         writer.add_base_model_name(i, name.replace("-", " "))
         writer.add_base_model_organization(i, organization)
         writer.add_base_model_repo_url(i, f"https://huggingface.co/{repository}")
-    writer.add_file_type(recipe.file_type)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, number in quantization(recipe).items():
+        writer.add_uint32(key, number)
+
+
+def quantization(recipe: Recipe) -> dict[str, int]:
+    """The keys that change when a file is quantized once more."""
+    general = gguf.Keys.General
+    return {
+        general.FILE_TYPE: int(recipe.file_type),
+        general.QUANTIZATION_VERSION: gguf.GGML_QUANT_VERSION,
+    }
 
 
 def add_hyperparameters(writer: gguf.GGUFWriter, hp: Hyperparameters) -> None:

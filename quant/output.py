@@ -1,50 +1,125 @@
-"""Writing a large file so that nobody ever sees half of it."""
+"""Writing large files so that nobody ever sees half of them."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import QuantError, UsageError
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf")  # behind the name of the model
+
 
 @contextmanager
 def replacing(path: Path, elsewhere: str = "-o") -> Iterator[Path]:
-    """Gives a temporary name beside path. What the block writes there is synced and
-    renamed to path when the block ends well, and removed when it does not; what is
-    left there by a killed process is overwritten by the next. An OSError of the
-    block becomes a QuantError that names path, and elsewhere, which chooses another."""
-    _refuse_others(path, elsewhere)
-    part = path.with_name(f".{path.name}.part")
+    """replacing_all for one file."""
+    with replacing_all([path], path, elsewhere) as (part,):
+        yield part
+
+
+@contextmanager
+def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Iterator[list[Path]]:
+    """Gives a temporary name for each of the files that the model path becomes: path
+    itself, or its shards. What the block writes there is synced and renamed when the
+    block ends well, and then older files of the same model are removed; when it does
+    not, nothing has changed. What is left by a killed process is overwritten or removed
+    by the next. An OSError of the block becomes a QuantError that names path, and
+    elsewhere, which chooses another."""
+    parts = [path.with_name(f".{path.name}.part{i or ''}") for i in range(len(files))]
+    if _SHARD.search(path.name):
+        raise UsageError(f"{path}: the name of one part of a split model; leave the numbers out")
+    for file in {path, *files}:
+        _refuse_others(file, elsewhere)
     try:
-        lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        lock = _locked(parts[0], path)
     except OSError as error:
         raise _refusal(path, error, elsewhere) from None
     try:
-        _lock(lock, path)
         try:
-            yield part
-            os.fsync(lock)
-            part.replace(path)
+            _remove_leftovers(path)
+            yield parts
+            for part in parts:
+                _sync(part)
+            _publish(parts, files)
         except BaseException:
-            part.unlink(missing_ok=True)
+            for part in parts:
+                part.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        for old in forms(path):
+            if old not in files:
+                old.unlink(missing_ok=True)
+        _sync(path.parent)
     except OSError as error:
         raise _refusal(path, error, elsewhere) from error
     finally:
         os.close(lock)
 
 
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise QuantError(f"{path}: another process is writing this file; wait for it") from None
+def shards(path: Path, count: int) -> list[Path]:
+    """What the ecosystem calls the parts of path: NAME-00001-of-00003.gguf and so on."""
+    name = path.name.removesuffix(".gguf")
+    return [path.with_name(f"{name}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+
+
+def forms(path: Path) -> list[Path]:
+    """The files there are of a model: path and shards of it, those first by which a
+    model is opened."""
+    name = path.name.removesuffix(".gguf")
+    found = [
+        file
+        for file in path.parent.iterdir()
+        if file.name.startswith(name) and _SHARD.fullmatch(file.name[len(name) :])
+    ]
+    return [path] * path.exists() + sorted(found)
+
+
+def _publish(parts: list[Path], files: list[Path]) -> None:
+    """The first file, by which a set is opened, leaves before the others come and comes
+    after them: no set is ever half old and half new."""
+    directory = files[0].parent
+    if len(files) > 1:
+        files[0].unlink(missing_ok=True)
+        _sync(directory)
+        try:
+            for part, file in zip(parts[1:], files[1:], strict=True):
+                part.replace(file)
+            _sync(directory)
+        except BaseException:
+            for file in files[1:]:
+                file.unlink(missing_ok=True)
+            raise
+    parts[0].replace(files[0])
+    _sync(directory)
+
+
+def _locked(part: Path, path: Path) -> int:
+    """The opened first temporary file, which nobody else may write to until it is closed."""
+    while True:
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), part.lstat()):  # not renamed or removed meanwhile
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise QuantError(f"{path}: another process is writing this file; wait for it") from None
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Empties the first temporary file, which is the lock, and removes the others."""
+    first = f".{path.name}.part"
+    for file in list(path.parent.iterdir()):
+        if file.name.startswith(first) and file.name[len(first) :].isdigit():
+            file.unlink(missing_ok=True)
+    os.truncate(path.with_name(first), 0)
 
 
 def _refuse_others(path: Path, elsewhere: str) -> None:
@@ -61,8 +136,9 @@ def _refuse_others(path: Path, elsewhere: str) -> None:
     raise UsageError(f"{path}: exists and is no GGUF file; choose another name with {elsewhere}")
 
 
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Of a directory: its names."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint to one GGUF file, streamed.
+"""A checkpoint, or a GGUF of floats, to GGUF, streamed.
 
 The plan of the whole file comes first: every tensor, its type, its place. Then
 chunks of rows are read, encoded by a pool of threads and written in order. Memory
@@ -8,14 +8,13 @@ holds a few chunks whatever the model, and the bytes do not depend on the thread
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -23,18 +22,14 @@ import qwen3_native
 from numpy.typing import NDArray
 
 from . import recipes
-from .card import directory_name, model_card
-from .checkpoint import read_hyperparameters
-from .convert import Tensor, plan
-from .errors import FormatError, QuantError, SourceNotFound
+from .card import directory_name
+from .errors import FormatError, QuantError, UsageError
 from .imatrix import Imatrix, n_experts
-from .metadata import add_general, add_hyperparameters
-from .output import replacing
-from .safetensors import Weights
-from .vocab import add_tokenizer
+from .layout import Tensor
+from .source import Source, open_source
+from .writer import Output, TensorInfo, gguf_output
 
 _CHUNK_WEIGHTS = 1 << 18  # 1 MB as float32
-_ALIGNMENT = 32
 # The largest magnitude a type can hold; the others have f16 scales.
 _LARGEST = {"F32": 3.4028234e38, "BF16": 3.38e38}
 _LARGEST_F16 = 65504.0
@@ -44,12 +39,12 @@ _LARGEST_F16 = 65504.0
 class Summary:
     """What was written."""
 
-    path: Path
+    paths: list[Path]  # the first one opens the model; the others are its shards
     recipe: str
     n_weights: int
     file_bytes: int
     seconds: float
-    unweighed: tuple[str, ...] = ()  # tensors that the importance matrix does not know
+    unweighed: list[str]  # tensors that the importance matrix should know and does not
 
     @property
     def bits_per_weight(self) -> float:
@@ -65,8 +60,7 @@ class _Chunk:
     source: str
     start: int
     stop: int
-    expert: int  # whose rows they are; 0 of a dense tensor
-    last: bool  # of its tensor
+    expert: int  # whose rows they are; 0 in a dense tensor
 
 
 def default_output(source: Path, recipe: str) -> Path:
@@ -79,79 +73,61 @@ def quantize(
     out: Path,
     recipe: str,
     *,
+    allow_requantize: bool = False,
     imatrix: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
+    split_size: int = 0,
 ) -> Summary:
-    """Converts the checkpoint directory source to the GGUF file out.
+    """Converts source, a checkpoint directory or a GGUF file, to the GGUF file out, or to
+    shards of it with at most split_size bytes of tensors each.
 
-    recipe: a name of recipes.RECIPES, in any case. imatrix: what the columns of the
-    weights are worth (imatrix.py); by default all the same. progress: told after each chunk
-    how many bytes of the source are done, and of how many. threads 0: one per CPU. An
-    existing GGUF file is replaced when all is done; a failure leaves nothing.
-    Raises UsageError, SourceNotFound, FormatError (the source), QuantError (the
-    destination).
+    recipe: a name of recipes.RECIPES, in any case. allow_requantize: source may be a GGUF
+    file of quantized tensors. imatrix: an importance matrix, what errors in each column
+    of the weights cost. progress: told after each chunk how many bytes of the source are
+    done, and of how many. threads 0: one per CPU. An existing GGUF file is replaced when
+    all is done; a failure leaves nothing.
+    Raises UsageError, SourceNotFound, FormatError (the source, the importance matrix),
+    QuantError (the destination).
     """
     chosen = recipes.recipe(recipe)
-    if not source.is_dir():
-        raise SourceNotFound(f"{source}: there is no such checkpoint directory")
+    if source.is_file() and out.exists() and out.samefile(source):
+        raise UsageError(f"{out}: is the source; choose another name with -o")
     started = time.monotonic()
-    hp = read_hyperparameters(source)
-    with Weights(source) as weights:
-        tensors = [(tensor, chosen.type_of(tensor, hp)) for tensor in plan(hp, weights)]
-        importance = Imatrix(imatrix) if imatrix else None
-        unweighed = importance.check(tensors) if importance else []
-        with replacing(out) as part:
-            writer = gguf.GGUFWriter(part, hp.architecture)
-            add_general(writer, model_card(source), chosen)
-            add_hyperparameters(writer, hp)
-            add_tokenizer(writer, source, hp.n_vocab)
-            if importance:
-                importance.add_metadata(writer)
-            _write_header(writer, tensors)
-            _check_space(out, sum(_bytes(tensor, kind) for tensor, kind in tensors))
-            with part.open("ab") as file:
-                _pad(file)
-                _write_tensors(file, weights, tensors, importance, threads or _cpus(), progress)
-                size = file.tell()
+    importance = Imatrix(imatrix) if imatrix else None
+    with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
+        tensors = [(tensor, chosen.type_of(tensor, opened.hp)) for tensor in opened.tensors]
+        metadata = gguf.GGUFWriter(None, opened.hp.architecture)
+        opened.add_metadata(metadata, chosen)
+        if importance:
+            importance.check(opened.tensors)
+            importance.add_metadata(metadata)
+        infos = [
+            TensorInfo(tensor.name, tensor.shape, kind, _bytes(tensor, kind))
+            for tensor, kind in tensors
+        ]
+        with gguf_output(out, metadata, infos, split_size=split_size) as output:
+            _write_tensors(output, opened, importance, tensors, threads or _cpus(), progress)
     return Summary(
-        path=out,
+        paths=output.paths,
         recipe=chosen.name,
         n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in tensors),
-        file_bytes=size,
+        file_bytes=output.n_bytes,
         seconds=time.monotonic() - started,
-        unweighed=tuple(unweighed),
+        unweighed=importance.unknown(tensors) if importance else [],
     )
 
 
-def _write_header(writer: gguf.GGUFWriter, tensors: list[tuple[Tensor, str]]) -> None:
-    """The metadata and the table of tensors; what follows is aligned data."""
-    for tensor, kind in tensors:
-        raw = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), _bytes(tensor, kind), raw
-        )
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-    finally:
-        writer.close()
-
-
 def _write_tensors(
-    file: BinaryIO,
-    weights: Weights,
-    tensors: list[tuple[Tensor, str]],
+    output: Output,
+    source: Source,
     importance: Imatrix | None,
+    tensors: list[tuple[Tensor, str]],
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    def item_bytes(source: str) -> int:
-        return weights.info(source).item_bytes
-
     total = sum(
-        (run.stop - run.start) * tensor.row_length * item_bytes(run.source)
+        (run.stop - run.start) * source.row_bytes(run.source)
         for tensor, _ in tensors
         for run in tensor.runs
     )
@@ -159,15 +135,12 @@ def _write_tensors(
     with ThreadPoolExecutor(threads) as pool:
 
         def encode(chunk: _Chunk) -> NDArray[np.uint8]:
-            return _encode(weights, chunk, importance)
+            return _encode(source, importance, chunk)
 
         encoded = _in_order(pool, encode, _chunks(tensors), threads)
         for chunk, blocks in encoded:
-            file.write(blocks.data)
-            if chunk.last:
-                _pad(file)
-            rows = chunk.stop - chunk.start
-            done += rows * chunk.tensor.row_length * item_bytes(chunk.source)
+            output.write(blocks)
+            done += (chunk.stop - chunk.start) * source.row_bytes(chunk.source)
             if progress:
                 progress(done, total)
 
@@ -180,11 +153,10 @@ def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:
         for run in tensor.runs:
             start = run.start
             while start < run.stop:
-                rows = min(step, run.stop - start, of_expert - row % of_expert)
-                expert, row = row // of_expert, row + rows
-                last = row == tensor.n_rows
-                yield _Chunk(tensor, kind, run.source, start, start + rows, expert, last)
-                start += rows
+                expert, within = divmod(row, of_expert)
+                n = min(step, run.stop - start, of_expert - within)
+                yield _Chunk(tensor, kind, run.source, start, start + n, expert)
+                start, row = start + n, row + n
 
 
 def _in_order(
@@ -204,8 +176,8 @@ def _in_order(
         yield first, future.result()
 
 
-def _encode(weights: Weights, chunk: _Chunk, importance: Imatrix | None) -> NDArray[np.uint8]:
-    rows = weights.read_rows(chunk.source, chunk.start, chunk.stop)
+def _encode(source: Source, importance: Imatrix | None, chunk: _Chunk) -> NDArray[np.uint8]:
+    rows = source.read_rows(chunk.source, chunk.start, chunk.stop)
     peak = max(float(rows.max()), -float(rows.min()))  # NaN if any weight is
     if not peak < float("inf"):
         raise FormatError(
@@ -216,28 +188,15 @@ def _encode(weights: Weights, chunk: _Chunk, importance: Imatrix | None) -> NDAr
             f"the tensor {chunk.source} holds a weight of {peak:g}, "
             f"more than {chunk.kind} can hold; use BF16"
         )
-    worth = importance.weights(chunk.tensor.name, chunk.expert) if importance else None
+    weights = importance.weights(chunk.tensor.name, chunk.expert) if importance else None
     try:
-        return qwen3_native.quantize(chunk.kind, rows, worth)
+        return qwen3_native.quantize(chunk.kind, rows, weights)
     except qwen3_native.NativeError as error:
         raise QuantError(f"the tensor {chunk.source}: {error.args[1]}") from None
 
 
 def _bytes(tensor: Tensor, kind: str) -> int:
     return tensor.n_rows * qwen3_native.type_bytes(kind, tensor.row_length)
-
-
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % _ALIGNMENT))
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise QuantError(
-            f"{out}: needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; "
-            "free some space or choose another disk with -o"
-        )
 
 
 def _cpus() -> int:

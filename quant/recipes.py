@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import gguf
 
 from .checkpoint import Hyperparameters
-from .convert import Tensor
 from .errors import UsageError
+from .layout import Tensor
 
 # What replaces a type whose blocks do not divide a row: 32-blocks for 256-blocks.
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -58,7 +58,7 @@ def _uniform(kind: str) -> Callable[[Tensor, Hyperparameters], str]:
 
 
 def _q4_k_m(tensor: Tensor, hp: Hyperparameters) -> str:
-    part = tensor.name.split(".")[-2]
+    part = tensor.part
     if part == "output" or (part == "token_embd" and hp.tied_embedding):
         return "Q6_K"
     if hp.experts is not None and hp.experts.count == 8:

@@ -2,14 +2,12 @@
 
 A file is: u64 header length, a JSON header {name: {dtype, shape, data_offsets}},
 the data. Everything the header claims is checked against the file's size before
-it is used. Rows come through pread: memory stays at what was asked for, and a
-file that is cut while it is read is an error instead of a signal.
+it is used.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,13 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FormatError, QuantError
+from .errors import FormatError
 from .jsonfile import MAX_BYTES, parse_json, read_json
+from .source_file import SourceFile
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class TensorInfo:
     """One tensor of a file; offset and end are absolute."""
 
     name: str
-    dtype: str  # F32, F16 or BF16
+    dtype: str  # F32, F16, BF16 or F8_E4M3
     shape: tuple[int, ...]
     offset: int
     end: int
@@ -54,46 +53,29 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = -1
+        self._file = SourceFile(path)
+        self.size = self._file.size
         try:
-            self._fd = os.open(path, os.O_RDONLY)
-            self.size = os.fstat(self._fd).st_size
             self.tensors = self._read_header()
-        except FileNotFoundError:
-            raise FormatError(f"{path}: there is no such file; download it again") from None
-        except OSError as error:
-            self.close()
-            raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start..stop of a tensor, seen as a matrix of its last dimension, as
         float32 [stop - start, row_length]."""
         info = self.tensors[name]
         row_bytes = info.row_length * info.item_bytes
-        raw = self._read(info.offset + start * row_bytes, (stop - start) * row_bytes, name)
-        return _float32(raw, info.dtype).reshape(stop - start, info.row_length)
-
-    def _read(self, offset: int, count: int, what: str) -> bytes:
-        try:
-            raw = os.pread(self._fd, count, offset)
-        except OSError as error:
-            raise QuantError(f"{self.path}: reading {what} failed: {error.strerror}") from None
-        if len(raw) != count:
-            raise FormatError(f"{self.path}: ends inside {what}; download it again")
-        return raw
+        raw = self._file.read(info.offset + start * row_bytes, (stop - start) * row_bytes, name)
+        return floats(raw, info.dtype).reshape(stop - start, info.row_length)
 
     def _read_header(self) -> dict[str, TensorInfo]:
         if self.size < 8:
             raise FormatError(f"{self.path}: {self.size} bytes are no safetensors file")
-        (length,) = struct.unpack("<Q", self._read(0, 8, "the header length"))
+        (length,) = struct.unpack("<Q", self._file.read(0, 8, "the header length"))
         if length > MAX_BYTES:
             raise FormatError(f"{self.path}: a header of {length:,} bytes; is it safetensors?")
         if length > self.size - 8:
@@ -101,7 +83,7 @@ class SafetensorsFile:
                 f"{self.path}: truncated: the header takes {length:,} bytes, "
                 f"the file has {self.size:,}; download it again"
             )
-        header = parse_json(self._read(8, length, "the header"), self.path)
+        header = parse_json(self._file.read(8, length, "the header"), self.path)
         header.pop("__metadata__", None)
         tensors = {name: self._tensor(name, entry, 8 + length) for name, entry in header.items()}
         self._check_overlap(tensors)
@@ -142,6 +124,7 @@ class Weights:
     """Every tensor of a checkpoint directory: one file, or shards with an index."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._files: dict[str, SafetensorsFile] = {}
         self._file_of: dict[str, SafetensorsFile] = {}
         try:
@@ -215,11 +198,28 @@ def _plain(name: str) -> bool:
     return name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
-def _float32(raw: bytes, dtype: str) -> NDArray[np.float32]:
+def floats(raw: bytes, dtype: str) -> NDArray[np.float32]:
+    """The values of F32, F16, BF16 or F8_E4M3 data."""
     if dtype == "F32":
         return np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
     if dtype == "F16":
         return np.frombuffer(raw, "<f2").astype(np.float32)
+    if dtype == "F8_E4M3":
+        return _E4M3[np.frombuffer(raw, np.uint8)]
     bits = np.frombuffer(raw, "<u2").astype(np.uint32)
     bits <<= 16
     return bits.view(np.float32)
+
+
+def _e4m3() -> NDArray[np.float32]:
+    """The value of each byte: sign, 4 bits of exponent (bias 7), 3 of mantissa. There is
+    no infinity; 0x7f and 0xff are NaN."""
+    code = np.arange(128)
+    exponent, mantissa = code >> 3, code & 7
+    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
+    values = np.where(exponent > 0, normal, np.ldexp(mantissa / 8, -6))
+    values[127] = np.nan
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+_E4M3 = _e4m3()

@@ -49,8 +49,9 @@ def quantize(
             threads=threads,
         )
     terminal.note(
-        f"{target}: {done.recipe}, {done.n_weights:,} weights, {done.file_bytes / 1e6:,.1f} MB "
-        f"({done.bits_per_weight:.2f} bits per weight), {done.seconds:.1f} s"
+        f"{done.paths[0]}: {done.recipe}, {done.n_weights:,} weights, "
+        f"{done.file_bytes / 1e6:,.1f} MB ({done.bits_per_weight:.2f} bits per weight), "
+        f"{done.seconds:.1f} s"
     )
     if done.unweighed:
         names = ", ".join(done.unweighed[:4]) + (", ..." if len(done.unweighed) > 4 else "")

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -22,10 +21,10 @@ from numpy.typing import NDArray
 
 from quant.card import ModelCard
 from quant.checkpoint import Experts, Hyperparameters
-from quant.convert import Tensor
+from quant.layout import Tensor, layout
 from quant.metadata import add_general, add_hyperparameters
-from quant.output import replacing
 from quant.recipes import Recipe, recipe
+from quant.writer import TensorInfo, gguf_output
 from qwen3cli import registry
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.terminal import Terminal
@@ -33,7 +32,6 @@ from qwen3cli.terminal import Terminal
 Table = list[tuple[Tensor, str]]  # the tensors of a file and their types
 
 _CHUNK_BLOCKS = 1 << 16
-_ALIGNMENT = 32
 _ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 
 # Where a block keeps its f16 scale and, if it has one, its f16 scale of minima.
@@ -116,38 +114,7 @@ def synthetic(spec: str, terminal: Terminal) -> Path:
 
 def table(hp: Hyperparameters, chosen: Recipe) -> Table:
     """Every tensor of a file and its type, in file order."""
-    tensors = [Tensor(f"{name}.weight", shape, (), layer) for name, shape, layer in _shapes(hp)]
-    return [(tensor, chosen.type_of(tensor, hp)) for tensor in tensors]
-
-
-def _shapes(hp: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...], int | None]]:
-    """Name, shape (the fastest dimension last) and layer of every tensor."""
-    n, q, kv = hp.n_embd, hp.n_heads * hp.head_dim, hp.n_kv_heads * hp.head_dim
-    yield "token_embd", (hp.n_vocab, n), None
-    for i in range(hp.n_layers):
-        layer: dict[str, tuple[int, ...]] = {
-            "attn_norm": (n,),
-            "attn_q": (q, n),
-            "attn_k": (kv, n),
-            "attn_v": (kv, n),
-            "attn_output": (n, q),
-            "attn_q_norm": (hp.head_dim,),
-            "attn_k_norm": (hp.head_dim,),
-            "ffn_norm": (n,),
-        }
-        if hp.experts:
-            count, ff = hp.experts.count, hp.experts.n_ff
-            layer["ffn_gate_inp"] = (count, n)
-            layer["ffn_gate_exps"] = layer["ffn_up_exps"] = (count, ff, n)
-            layer["ffn_down_exps"] = (count, n, ff)
-        else:
-            layer["ffn_gate"] = layer["ffn_up"] = (hp.n_ff, n)
-            layer["ffn_down"] = (n, hp.n_ff)
-        for name, shape in layer.items():
-            yield f"blk.{i}.{name}", shape, i
-    yield "output_norm", (n,), None
-    if not hp.tied_embedding:
-        yield "output", (hp.n_vocab, n), None
+    return [(tensor, chosen.type_of(tensor, hp)) for tensor in layout(hp)]
 
 
 def n_bytes(tensor: Tensor, kind: str) -> int:
@@ -168,34 +135,21 @@ def write(
     tensors = table(hp, chosen)
     total = sum(n_bytes(tensor, kind) for tensor, kind in tensors)
     done = 0
-    with replacing(path, elsewhere="$XDG_CACHE_HOME") as part:
-        writer = gguf.GGUFWriter(part, hp.architecture)
-        add_general(writer, ModelCard(f"Qwen3 {name}, random weights"), chosen)
-        add_hyperparameters(writer, hp)
-        _add_tokenizer(writer, hp.n_vocab)
+    metadata = gguf.GGUFWriter(None, hp.architecture)
+    add_general(metadata, ModelCard(f"Qwen3 {name}, random weights"), chosen)
+    add_hyperparameters(metadata, hp)
+    _add_tokenizer(metadata, hp.n_vocab)
+    infos = [
+        TensorInfo(tensor.name, tensor.shape, kind, n_bytes(tensor, kind))
+        for tensor, kind in tensors
+    ]
+    rng = np.random.default_rng(0)
+    with gguf_output(path, metadata, infos, elsewhere="$XDG_CACHE_HOME") as output:
         for tensor, kind in tensors:
-            raw = gguf.GGMLQuantizationType[kind]
-            dtype, size = np.dtype(np.float32), n_bytes(tensor, kind)
-            writer.add_tensor_info(tensor.name, tensor.shape, dtype, size, raw)
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        finally:
-            writer.close()
-        rng = np.random.default_rng(0)
-        with part.open("ab") as file:
-            _pad(file)
-            for tensor, kind in tensors:
-                for chunk in _data(rng, tensor, kind):
-                    file.write(chunk.data)
-                    done += chunk.nbytes
-                    progress(done, total)
-                _pad(file)
-
-
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % _ALIGNMENT))
+            for chunk in _data(rng, tensor, kind):
+                output.write(chunk)
+                done += chunk.nbytes
+                progress(done, total)
 
 
 def _data(

@@ -108,7 +108,7 @@ def test_only_the_engine_and_the_quantizer_touch_the_native_module() -> None:
         for path in (ROOT / folder).glob("*.py")
         if "import qwen3_native" in path.read_text()
     }
-    assert users == {"qwen3cli/engine.py", "quant/quantize.py", "quant/imatrix.py"}
+    assert {user for user in users if not user.startswith("quant/")} == {"qwen3cli/engine.py"}
 
 
 def test_backends_know_blocks_and_nothing_of_models() -> None:

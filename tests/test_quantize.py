@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from quant import recipes
 from quant.checkpoint import Experts, Hyperparameters
-from quant.convert import Run, Tensor
 from quant.errors import UsageError
+from quant.layout import Run, Tensor
 from quant.quantize import default_output, quantize
 from quant.vocab import add_tokenizer
 
@@ -140,9 +140,9 @@ def test_each_recipe_stays_close_to_the_weights(
     """By relative error of each tensor."""
     most = {"F32": 0, "BF16": 0, "F16": 1e-3, "Q8_0": 0.007, "Q6_K": 0.02, "Q5_K": 0.04}
     summary = quantize(DATA / "nano-dense", tmp_path / "out.gguf", recipe)
-    metadata, tensors = contents(summary.path)
+    metadata, tensors = contents(summary.paths[0])
     assert metadata["general.file_type"] == recipes.RECIPES[recipe].file_type
-    assert summary.file_bytes == summary.path.stat().st_size
+    assert summary.file_bytes == summary.paths[0].stat().st_size
     assert tensors.keys() == exact.keys()
     for name, wanted in exact.items():
         error = np.sqrt(np.mean((decoded(tensors[name]) - wanted) ** 2) / np.mean(wanted**2))
@@ -191,7 +191,7 @@ def types_of(
     types = []
     for name, width in tensors.items():
         layer = int(name.split(".")[1]) if name.startswith("blk.") else None
-        tensor = Tensor(f"{name}.weight", (8, width), (Run("source", 0, 8),), layer)
+        tensor = Tensor(f"{name}.weight", (8, width), layer, (Run("source", 0, 8),))
         types.append(chosen.type_of(tensor, hp))
     return types
 

@@ -56,7 +56,7 @@ def entry(
 @pytest.mark.parametrize(
     ("header", "says"),
     [
-        ({"a": entry(dtype="F8_E4M3")}, "'a' has dtype F8_E4M3"),
+        ({"a": entry(dtype="F8_E5M2")}, "'a' has dtype F8_E5M2"),
         ({"a": entry(dtype=["F32"])}, "'a' has dtype"),
         ({"a": entry(shape=[2, 4])}, "'a': F32 .2, 4. does not take 24 bytes"),
         ({"a": entry(shape=[-2, -3])}, "'a': its shape"),

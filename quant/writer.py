@@ -1,0 +1,161 @@
+"""A GGUF file, or its shards, from tensors that come one after the other.
+
+Every header tells where all tensors of its file lie, so their sizes are known before
+the first byte of data. Files appear under their names when all of them are whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import QuantError
+from .output import replacing_all
+from .output import shards as shards_of
+
+_ALIGNMENT = 32
+_SPLIT = gguf.Keys.Split
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header lists it."""
+
+    name: str
+    shape: tuple[int, ...]  # fastest dimension last
+    type: str  # as GGML names it: Q4_K
+    n_bytes: int
+
+
+class Output:
+    """Takes the data of all tensors, in the order of their infos."""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        parts: list[Path],
+        metadata: gguf.GGUFWriter,
+        shards: list[list[TensorInfo]],
+    ) -> None:
+        self.paths = paths  # what will be there at the end; the first one opens the model
+        self.n_bytes = 0  # of the files that are complete
+        self._metadata = metadata
+        self._parts = parts
+        self._shards = shards
+        self._coming = deque(enumerate(parts))
+        self._missing: deque[int] = deque()  # bytes of each tensor of the file that is open
+        self._file: BinaryIO | None = None
+
+    def write(self, data: NDArray[Any]) -> None:
+        """The next bytes of a tensor: all of it, or some rows."""
+        if self._file is None:
+            self._file = self._next_file()
+        if data.nbytes > self._missing[0]:
+            raise ValueError("more data than the tensor's info has announced")
+        self._file.write(data.data)
+        self._missing[0] -= data.nbytes
+        if self._missing[0] == 0:
+            self._missing.popleft()
+            _pad(self._file)
+        if not self._missing:
+            self.n_bytes += self._file.tell()
+            self.close()
+
+    def finish(self) -> None:
+        if self._missing or self._coming:
+            raise ValueError("less data than the tensors' infos have announced")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _next_file(self) -> BinaryIO:
+        number, part = self._coming.popleft()
+        self._missing.extend(tensor.n_bytes for tensor in self._shards[number])
+        writer = gguf.GGUFWriter(part, self._metadata.arch)
+        writer.kv_data = [dict(self._metadata.kv_data[0]) if number == 0 else {}]
+        if len(self._shards) > 1:
+            writer.add_uint16(_SPLIT.LLM_KV_SPLIT_NO, number)
+            writer.add_uint16(_SPLIT.LLM_KV_SPLIT_COUNT, len(self._shards))
+            n_tensors = sum(len(tensors) for tensors in self._shards)
+            writer.add_int32(_SPLIT.LLM_KV_SPLIT_TENSORS_COUNT, n_tensors)
+        _write_header(writer, self._shards[number])
+        file = part.open("ab")
+        _pad(file)
+        return file
+
+
+@contextmanager
+def gguf_output(
+    path: Path,
+    metadata: gguf.GGUFWriter,
+    tensors: Sequence[TensorInfo],
+    *,
+    split_size: int = 0,
+    elsewhere: str = "-o",
+) -> Iterator[Output]:
+    """Writes path, or with a split_size the shards of at most so many bytes of tensors
+    that it is too large for. metadata: a GGUFWriter without a path that holds all keys.
+    The files are there when the block ends well; otherwise nothing has changed. Raises
+    UsageError and QuantError, whose advice names elsewhere."""
+    shards = _plan(tensors, split_size)
+    files = shards_of(path, len(shards)) if len(shards) > 1 else [path]
+    with replacing_all(files, path, elsewhere) as parts:
+        _check_space(path, sum(tensor.n_bytes for tensor in tensors), elsewhere)
+        output = Output(files, parts, metadata, shards)
+        try:
+            yield output
+            output.finish()
+        finally:
+            output.close()
+
+
+def _plan(tensors: Sequence[TensorInfo], split_size: int) -> list[list[TensorInfo]]:
+    """The tensors of each shard. One that is larger than split_size has a shard for itself."""
+    shards: list[list[TensorInfo]] = [[]]
+    size = 0
+    for tensor in tensors:
+        padded = tensor.n_bytes + -tensor.n_bytes % _ALIGNMENT
+        if split_size and shards[-1] and size + padded > split_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += padded
+    return shards
+
+
+def _write_header(writer: gguf.GGUFWriter, tensors: list[TensorInfo]) -> None:
+    """The metadata and the table of tensors; what follows is aligned data."""
+    for tensor in tensors:
+        raw = gguf.GGMLQuantizationType[tensor.type]
+        dtype = np.dtype(np.float32)  # what the rows stand for
+        writer.add_tensor_info(tensor.name, tensor.shape, dtype, tensor.n_bytes, raw)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+
+
+def _check_space(out: Path, needed: int, elsewhere: str) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise QuantError(
+            f"{out}: needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; "
+            f"free some space or choose another disk with {elsewhere}"
+        )
