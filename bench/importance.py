@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import random
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from quant.imatrix import Corpus, write_imatrix
 from quant.quantize import quantize
 from qwen3cli.engine import Importance, Model
 
-RECIPES = ("Q6_K", "Q5_K", "Q4_K_M", "Q4_0")
+RECIPES = "Q6_K,Q5_K,Q4_K_M,Q4_0"
 
 
 def collect(source: Path, out: Path, n_tokens: int, threads: int) -> str:
@@ -88,7 +89,8 @@ def compare(name: str, directory: Path, args: argparse.Namespace) -> None:
     texts = conversations(Model(plain).tokenizer, args.tokens)
     reference = run(plain, texts)
     print("| file | KL | with importance | ratio | difference | same top-1 |\n" + "|---" * 6 + "|")
-    for recipe, peer in ((r, peer) for r in RECIPES for peer in (False, True)[: 1 + args.llama]):
+    peers = (False, True) if args.llama else (False,)
+    for recipe, peer in product(args.recipes.split(","), peers):
         kl, top = [], []
         for importance in (None, imatrix):
             if peer:
@@ -110,6 +112,7 @@ def compare(name: str, directory: Path, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llama", action="store_true", help="its quantizer, too")
+    parser.add_argument("--recipes", default=RECIPES)
     parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--calibration", type=int, default=20000)
     parser.add_argument("--threads", type=int, default=2)
