@@ -260,6 +260,10 @@ class Turn {
     ~Turn() { busy.clear(std::memory_order_release); }
 };
 
+using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
+using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
 struct Session {
     qwen3_session *session;
     size_t n_vocab;
@@ -301,6 +305,21 @@ struct Session {
         qwen3_error err;
         qwen3_importance *to = importance ? importance->importance : nullptr;
         if (qwen3_session_observe(session, to, &err) != QWEN3_OK) raise(err);
+    }
+    OwnedRows extend_logits(const std::vector<int32_t> &ids) {
+        Turn turn(busy);
+        // What does not fit would be an error: no memory is taken for it.
+        size_t n = ids.size() > qwen3_session_n_ctx(session) ? 0 : ids.size();
+        float *logits = new float[n * n_vocab];
+        nb::capsule owner = owner_of(logits);
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = qwen3_extend_logits(session, ids.data(), ids.size(), logits, &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+        return {logits, {n, n_vocab}, owner};
     }
     void fill(size_t n) {
         Turn turn(busy);
@@ -360,10 +379,6 @@ struct Probe {
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
-using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
-using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
                     const std::optional<Floats1> &weights) {
@@ -473,6 +488,7 @@ NB_MODULE(qwen3_native, m) {
         .def("sync", &Session::sync, "ids"_a)
         .def("extend", &Session::extend, "ids"_a)
         .def("observe", &Session::observe, "importance"_a.none(), nb::keep_alive<1, 2>())
+        .def("extend_logits", &Session::extend_logits, "ids"_a)
         .def("fill", &Session::fill, "n"_a)
         .def("logits", &Session::logits)
         .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,

@@ -52,7 +52,8 @@ static vectors norm(const step *s, const float *w, bool act, int tid) {
     return y;
 }
 
-/* Of the last layer the caller wants the last token alone; of the others, keys and values. */
+/* Of the last layer a caller of few logits wants the last token alone; of the others, keys and
+ * values. */
 static void leave_last_token(step *s, const layer *l, int index, int tid) {
     workspace *ws = s->work;
     pool *p = ws->model->pool;
@@ -96,9 +97,10 @@ static void forward(void *arg, int tid, int n_threads) {
     for (int i = 0; i < m->config.n_layers && !s->cancelled; i++) {
         const layer *l = &m->layers[i];
         bool moe = m->config.n_experts > 0;
-        if (i == m->config.n_layers - 1 && s->n > 1 && !ws->importance) {
+        bool every_token = s->n_logits > 1 || ws->importance; /* is wanted, of the last layer too */
+        if (i == m->config.n_layers - 1 && s->n > 1 && !every_token) {
             leave_last_token(s, l, i, tid);
-            if (!s->logits) return;
+            if (s->n_logits == 0) return;
         }
         const routing all = {1, (int32_t[]){0, s->n}, NULL, NULL};
 
@@ -124,15 +126,15 @@ static void forward(void *arg, int tid, int n_threads) {
         look_for_cancel(s, tid);
         pool_barrier(m->pool, tid);
     }
-    if (s->cancelled || !s->logits) return;
-    vectors last = vectors_from(ws->normed, tid);
-    norm_token(s, s->n - 1, m->output_norm, takes_act(&m->output), last);
-    multiply(s, &last, 1, &(product){&m->output, s->logits}, 1, tid);
+    if (s->cancelled || s->n_logits == 0) return;
+    vectors x = norm(s, m->output_norm, takes_act(&m->output), tid);
+    x = vectors_from(x, s->n - s->n_logits);
+    multiply(s, &x, s->n_logits, &(product){&m->output, s->logits}, 1, tid);
 }
 
-bool graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos, float *logits,
-                   atomic_bool *cancel) {
-    step s = {ws, kv, ids, n, pos, logits, cancel, false};
+bool graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos, int n_logits,
+                   float *logits, atomic_bool *cancel) {
+    step s = {ws, kv, ids, n, pos, n_logits, logits, cancel, false};
     pool_run(ws->model->pool, forward, &s);
     return !s.cancelled;
 }

@@ -77,7 +77,8 @@ typedef struct {
     kv_cache *kv;
     const int32_t *ids; /* [n] at positions pos ... */
     int n, pos;
-    float *logits;      /* NULL: not wanted */
+    int n_logits;       /* of the last tokens: 0 to n */
+    float *logits;      /* [n_logits][n_vocab] */
     atomic_bool *cancel;
     bool cancelled;     /* written by thread 0 before a barrier */
 } step;

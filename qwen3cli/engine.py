@@ -213,6 +213,14 @@ class Session:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
+    def extend_logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """As extend; returns the logits of each of ids, float32[len(ids), n_vocab]. That is
+        600 KB a token: hand long texts over in parts."""
+        try:
+            return self._native.extend_logits(ids)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
     def logits(self) -> NDArray[np.float32]:
         """float32[n_vocab]: a copy of the logits of the last position."""
         try:

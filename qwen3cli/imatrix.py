@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
@@ -12,48 +12,56 @@ import numpy as np
 
 from quant.imatrix import Corpus, write_imatrix
 from qwen3cli import registry
-from qwen3cli.engine import Cancelled, Importance, Model, Session
+from qwen3cli.engine import Cancelled, Importance, Model, Session, Tokenizer
 from qwen3cli.errors import UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.terminal import Terminal
+from qwen3cli.texts import read_text
 
 _RARE = 32  # tokens: the mean square of so few is uncertain by a quarter
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a model reads: texts are files, - for stdin; added: spelled-out added tokens count
+    as such; chunk: tokens that are read with nothing before them. The last of a text may be
+    fewer."""
+
+    texts: Sequence[str]
+    added: bool = False
+    chunk: int = 512
+
+    def chunks(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Raises UsageError when there is nothing to read."""
+        texts = (tokenizer.encode(read_text(text), added=self.added) for text in self.texts)
+        chunks = [
+            ids[at : at + self.chunk] for ids in texts for at in range(0, len(ids), self.chunk)
+        ]
+        if not chunks:
+            raise UsageError("the text is empty")
+        return chunks
+
+
 def imatrix(
-    model: str,
-    texts: Sequence[str],
-    out: str | None,
-    terminal: Terminal,
-    *,
-    chunk: int,
-    added: bool = False,
-    force: bool = False,
-    threads: int = 0,
+    model: str, reading: Reading, out: str | None, terminal: Terminal, *, force: bool, threads: int
 ) -> None:
-    """texts: files, - for stdin. chunk: tokens that are read with nothing before them; the last
-    of a text may be fewer. added: spelled-out added tokens count as such. Ctrl-C writes what was
-    collected until then, if that is anything, and raises KeyboardInterrupt."""
+    """Writes out, by default MODEL-imatrix.gguf in the current folder. Ctrl-C writes what was
+    collected until then, if that is a chunk at least, and raises KeyboardInterrupt."""
     path = registry.resolve(model)
     target = Path(out) if out else Path(f"{path.stem}-imatrix.gguf")
     if target.exists() and not force:
         raise UsageError(f"{target}: exists already; --force overwrites it")
     engine = Model(path, threads=threads)
-    if chunk > engine.config["n_ctx_train"]:
+    if reading.chunk > engine.config["n_ctx_train"]:
         raise UsageError(f"--chunk: the model has a context of {engine.config['n_ctx_train']}")
-    chunks = [
-        ids[at : at + chunk]
-        for ids in (engine.tokenizer.encode(_read(text), added=added) for text in texts)
-        for at in range(0, len(ids), chunk)
-    ]
-    if not chunks:
-        raise UsageError("the text is empty")
+    chunks = reading.chunks(engine.tokenizer)
     total, tokens, n_chunks = sum(map(len, chunks)), 0, 0
     importance = Importance(engine)
-    session = engine.session(n_ctx=min(chunk, total))
+    session = engine.session(n_ctx=max(map(len, chunks)))
     session.observe(importance)
     started = time.monotonic()
-    with terminal.progress(f"{path.stem} to {target}", "tok") as move:
+    title = f"{path.stem} to {target}"
+    with terminal.progress(title, lambda speed: f"{speed:,.0f} tok/s") as move:
         for n in _computed(session, chunks):
             tokens, n_chunks = tokens + n, n_chunks + 1
             move(tokens, total)
@@ -61,8 +69,8 @@ def imatrix(
     if not n_chunks:
         terminal.note("interrupted in the first chunk: nothing was written")
         raise KeyboardInterrupt
-    names = ["stdin" if text == "-" else text for text in texts]
-    write_imatrix(target, importance, Corpus(names, n_chunks, chunk))
+    names = ["stdin" if text == "-" else text for text in reading.texts]
+    write_imatrix(target, importance, Corpus(names, n_chunks, reading.chunk))
     done = f"{n_chunks:,}" if tokens == total else f"{n_chunks:,} of {len(chunks):,}"
     rate = f"{seconds:.1f} s, {tokens / seconds:.0f} tok/s"
     terminal.note(f"{target}: {tokens:,} tokens in {done} chunks, {rate}")
@@ -71,14 +79,6 @@ def imatrix(
     if tokens < total:
         terminal.note("interrupted: the file holds what was collected until then")
         raise KeyboardInterrupt
-
-
-def _read(text: str) -> str:
-    if text != "-":
-        return Path(text).read_text("utf-8", "replace")
-    if sys.stdin is None:
-        raise UsageError("stdin is closed; name a TEXT")
-    return sys.stdin.buffer.read().decode("utf-8", "replace")
 
 
 def _computed(session: Session, chunks: Sequence[Sequence[int]]) -> Iterator[int]:

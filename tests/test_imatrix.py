@@ -23,7 +23,7 @@ from quant.imatrix import Corpus, Imatrix, write_imatrix
 from quant.quantize import quantize
 from qwen3cli.engine import Cancelled, Importance, Inputs, Model, Session
 from qwen3cli.errors import UsageError
-from qwen3cli.imatrix import imatrix
+from qwen3cli.imatrix import Reading, imatrix
 from qwen3cli.terminal import Terminal
 
 SITES = {"q": "qkv", "k": "qkv", "v": "qkv", "output": "o", "gate": "gate_up", "up": "gate_up"}
@@ -407,7 +407,9 @@ class Interrupting(Terminal):
         self.notes: list[str] = []
 
     @contextmanager
-    def progress(self, title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    def progress(
+        self, title: str, rate: Callable[[float], str] = str
+    ) -> Iterator[Callable[[int, int], None]]:
         def move(_done: int, _total: int) -> None:
             self.left -= 1
             if self.left == 0:
@@ -424,7 +426,7 @@ def test_ctrl_c_keeps_what_was_collected(tmp_path: Path) -> None:
     text.write_text("What is 17 + 48 - 5? " * 100)
     terminal = Interrupting(3)
     with pytest.raises(KeyboardInterrupt):
-        imatrix("nano", [str(text)], str(out), terminal, chunk=64)
+        imatrix("nano", Reading([str(text)], chunk=64), str(out), terminal, force=False, threads=0)
     assert re.search(r"192 tokens in 3 of \d+ chunks", terminal.notes[0])
     assert "interrupted" in terminal.notes[-1]
     read = Imatrix(out)
@@ -442,6 +444,8 @@ def test_a_cancelled_chunk_ends_the_reading(
     monkeypatch.setattr(Session, "sync", sync)
     terminal = Interrupting(0)
     with pytest.raises(KeyboardInterrupt):
-        imatrix("nano", [__file__], str(tmp_path / "i.gguf"), terminal, chunk=64)
+        imatrix(
+            "nano", Reading([__file__]), str(tmp_path / "i.gguf"), terminal, force=False, threads=0
+        )
     assert terminal.notes == ["interrupted in the first chunk: nothing was written"]
     assert not list(tmp_path.iterdir())
