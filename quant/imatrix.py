@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from .errors import FormatError, QuantError, SourceNotFound
 from .layout import Tensor
-from .writer import TensorInfo, gguf_output
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _TYPE = "imatrix"
@@ -55,23 +54,26 @@ class Corpus:
 
 
 def write_imatrix(path: Path, inputs: Iterable[Inputs], corpus: Corpus) -> None:
-    """Writes the file, whole or not at all. inputs are gone through twice: first for the
-    table of tensors. Raises UsageError and QuantError."""
-    metadata = gguf.GGUFWriter(None, "")
-    metadata.kv_data[0].clear()  # there is no architecture
-    metadata.add_type(_TYPE)
-    metadata.add_array(_KEYS.DATASETS, list(corpus.texts))
-    metadata.add_uint32(_KEYS.CHUNK_COUNT, corpus.n_chunks)
-    metadata.add_uint32(_KEYS.CHUNK_SIZE, corpus.chunk_size)
-    infos = [
-        TensorInfo(name, data.shape, "F32", data.nbytes)
-        for each in inputs
-        for name, data in _tensors(each)
-    ]
-    with gguf_output(path, metadata, infos) as output:
+    """Writes the file; output.replacing lets it appear whole or not at all. inputs are gone
+    through twice: first for the table of tensors. Raises QuantError."""
+    writer = gguf.GGUFWriter(path, "")
+    writer.kv_data[0].clear()  # there is no architecture
+    writer.add_type(_TYPE)
+    writer.add_array(_KEYS.DATASETS, list(corpus.texts))
+    writer.add_uint32(_KEYS.CHUNK_COUNT, corpus.n_chunks)
+    writer.add_uint32(_KEYS.CHUNK_SIZE, corpus.chunk_size)
+    try:
+        for each in inputs:
+            for name, data in _tensors(each):
+                writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
         for each in inputs:
             for _, data in _tensors(each):
-                output.write(data)
+                writer.write_tensor_data(data)
+    finally:
+        writer.close()
 
 
 def _tensors(inputs: Inputs) -> list[tuple[str, NDArray[np.float32]]]:

@@ -11,6 +11,7 @@ from threading import Event
 import numpy as np
 
 from quant.imatrix import Corpus, write_imatrix
+from quant.output import replacing
 from qwen3cli import registry
 from qwen3cli.engine import Cancelled, Importance, Model, Session, Tokenizer
 from qwen3cli.errors import UsageError
@@ -61,16 +62,17 @@ def imatrix(
     session.observe(importance)
     started = time.monotonic()
     title = f"{path.stem} to {target}"
-    with terminal.progress(title, lambda speed: f"{speed:,.0f} tok/s") as move:
-        for n in _computed(session, chunks):
-            tokens, n_chunks = tokens + n, n_chunks + 1
-            move(tokens, total)
+    with replacing(target) as part:  # a place that cannot be written is known at once
+        with terminal.progress(title, lambda speed: f"{speed:,.0f} tok/s") as move:
+            for n in _computed(session, chunks):
+                tokens, n_chunks = tokens + n, n_chunks + 1
+                move(tokens, total)
+        if not n_chunks:
+            terminal.note("interrupted in the first chunk: nothing was written")
+            raise KeyboardInterrupt
+        names = ["stdin" if text == "-" else text for text in reading.texts]
+        write_imatrix(part, importance, Corpus(names, n_chunks, reading.chunk))
     seconds = time.monotonic() - started
-    if not n_chunks:
-        terminal.note("interrupted in the first chunk: nothing was written")
-        raise KeyboardInterrupt
-    names = ["stdin" if text == "-" else text for text in reading.texts]
-    write_imatrix(target, importance, Corpus(names, n_chunks, reading.chunk))
     done = f"{n_chunks:,}" if tokens == total else f"{n_chunks:,} of {len(chunks):,}"
     rate = f"{seconds:.1f} s, {tokens / seconds:.0f} tok/s"
     terminal.note(f"{target}: {tokens:,} tokens in {done} chunks, {rate}")
