@@ -7,10 +7,12 @@ holds a few chunks whatever the model, and the bytes do not depend on the thread
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,8 +28,9 @@ from .card import directory_name
 from .errors import FormatError, QuantError, UsageError
 from .imatrix import Imatrix, n_experts
 from .layout import Tensor
+from .output import forms
 from .source import Source, open_source
-from .writer import Output, TensorInfo, gguf_output
+from .writer import Output, TensorInfo, file_sizes, gguf_output
 
 _CHUNK_WEIGHTS = 1 << 18  # 1 MB as float32
 # The largest magnitude a type can hold; the others have f16 scales.
@@ -63,9 +66,75 @@ class _Chunk:
     expert: int  # whose rows they are; 0 in a dense tensor
 
 
+@dataclass(frozen=True)
+class Share:
+    """What the tensors of one type come to."""
+
+    kind: str
+    n_tensors: int
+    n_weights: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What would be written: the types, the largest first, and the bytes of each file."""
+
+    shares: list[Share]
+    file_bytes: list[int]
+
+    @property
+    def n_weights(self) -> int:
+        return sum(share.n_weights for share in self.shares)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All of a file but the data."""
+
+    tensors: list[tuple[Tensor, str]]
+    metadata: gguf.GGUFWriter
+    infos: list[TensorInfo]
+    importance: Imatrix | None
+
+
 def default_output(source: Path, recipe: str) -> Path:
     """The file name for a source and a recipe: nano-dense-q8_0.gguf."""
-    return Path(f"{directory_name(source)}-{recipes.recipe(recipe).name.lower()}.gguf")
+    name = directory_name(source)
+    if source.is_file():
+        name = source.stem
+        known = "|".join(sorted(recipes.RECIPES, key=len, reverse=True))
+        name = re.sub(rf"[-.]({known})$", "", name, flags=re.IGNORECASE) or name
+    return Path(f"{name}-{recipes.recipe(recipe).name.lower()}.gguf")
+
+
+def predict(
+    source: Path,
+    recipe: str,
+    *,
+    overrides: Sequence[str] = (),
+    allow_requantize: bool = False,
+    imatrix: Path | None = None,
+    split_size: int = 0,
+) -> Prediction:
+    """What quantize() would write, with the same arguments; the sizes are exact. Raises
+    UsageError, SourceNotFound, FormatError."""
+    with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
+        plan = _plan(opened, recipes.recipe(recipe), overrides, imatrix)
+    of_kind: dict[str, list[TensorInfo]] = {}
+    for info in plan.infos:
+        of_kind.setdefault(info.type, []).append(info)
+    shares = [
+        Share(
+            kind,
+            len(infos),
+            sum(math.prod(info.shape) for info in infos),
+            sum(info.n_bytes for info in infos),
+        )
+        for kind, infos in of_kind.items()
+    ]
+    shares.sort(key=lambda share: -share.n_bytes)
+    return Prediction(shares, file_sizes(plan.metadata, plan.infos, split_size=split_size))
 
 
 def quantize(
@@ -73,6 +142,7 @@ def quantize(
     out: Path,
     recipe: str,
     *,
+    overrides: Sequence[str] = (),
     allow_requantize: bool = False,
     imatrix: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -82,62 +152,68 @@ def quantize(
     """Converts source, a checkpoint directory or a GGUF file, to the GGUF file out, or to
     shards of it with at most split_size bytes of tensors each.
 
-    recipe: a name of recipes.RECIPES, in any case. allow_requantize: source may be a GGUF
-    file of quantized tensors. imatrix: an importance matrix, what errors in each column
-    of the weights cost. progress: told after each chunk how many bytes of the source are
-    done, and of how many. threads 0: one per CPU. An existing GGUF file is replaced when
-    all is done; a failure leaves nothing.
-    Raises UsageError, SourceNotFound, FormatError (the source, the importance matrix),
-    QuantError (the destination).
+    recipe: a name of recipes.RECIPES, in any case. overrides: PATTERN=TYPE each, see
+    recipes.assign. allow_requantize: source may be a GGUF file of quantized tensors.
+    imatrix: an importance matrix, what errors in each column of the weights cost.
+    progress: told after each chunk how many bytes of the source are done, and of how many.
+    threads 0: one per CPU. An existing GGUF file is replaced when all is done; a failure
+    leaves nothing. Raises UsageError, SourceNotFound, FormatError (the source, the
+    importance matrix), QuantError (the destination).
     """
     chosen = recipes.recipe(recipe)
-    if source.is_file() and out.exists() and out.samefile(source):
-        raise UsageError(f"{out}: is the source; choose another name with -o")
+    if source.is_file() and any(old.samefile(source) for old in forms(out)):
+        raise UsageError(f"{out}: would replace its own source; choose another name with -o")
     started = time.monotonic()
-    importance = Imatrix(imatrix) if imatrix else None
     with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
-        tensors = [(tensor, chosen.type_of(tensor, opened.hp)) for tensor in opened.tensors]
-        metadata = gguf.GGUFWriter(None, opened.hp.architecture)
-        opened.add_metadata(metadata, chosen)
-        if importance:
-            importance.check(opened.tensors)
-            importance.add_metadata(metadata)
-        infos = [
-            TensorInfo(tensor.name, tensor.shape, kind, _bytes(tensor, kind))
-            for tensor, kind in tensors
-        ]
-        with gguf_output(out, metadata, infos, split_size=split_size) as output:
-            _write_tensors(output, opened, importance, tensors, threads or _cpus(), progress)
+        plan = _plan(opened, chosen, overrides, imatrix)
+        with gguf_output(out, plan.metadata, plan.infos, split_size=split_size) as output:
+            _write_tensors(output, opened, plan, threads or _cpus(), progress)
     return Summary(
         paths=output.paths,
         recipe=chosen.name,
-        n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in tensors),
+        n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in plan.tensors),
         file_bytes=output.n_bytes,
         seconds=time.monotonic() - started,
-        unweighed=importance.unknown(tensors) if importance else [],
+        unweighed=plan.importance.unknown(plan.tensors) if plan.importance else [],
     )
+
+
+def _plan(
+    source: Source, chosen: recipes.Recipe, overrides: Sequence[str], imatrix: Path | None
+) -> _Plan:
+    tensors = recipes.assign(chosen, source.tensors, source.hp, overrides)
+    metadata = gguf.GGUFWriter(None, source.hp.architecture)
+    source.add_metadata(metadata, chosen)
+    importance = Imatrix(imatrix) if imatrix else None
+    if importance:
+        importance.check(source.tensors)
+        importance.add_metadata(metadata)
+    infos = [
+        TensorInfo(tensor.name, tensor.shape, kind, _bytes(tensor, kind))
+        for tensor, kind in tensors
+    ]
+    return _Plan(tensors, metadata, infos, importance)
 
 
 def _write_tensors(
     output: Output,
     source: Source,
-    importance: Imatrix | None,
-    tensors: list[tuple[Tensor, str]],
+    plan: _Plan,
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     total = sum(
         (run.stop - run.start) * source.row_bytes(run.source)
-        for tensor, _ in tensors
+        for tensor, _ in plan.tensors
         for run in tensor.runs
     )
     done = 0
     with ThreadPoolExecutor(threads) as pool:
 
         def encode(chunk: _Chunk) -> NDArray[np.uint8]:
-            return _encode(source, importance, chunk)
+            return _encode(source, plan.importance, chunk)
 
-        encoded = _in_order(pool, encode, _chunks(tensors), threads)
+        encoded = _in_order(pool, encode, _chunks(plan.tensors), threads)
         for chunk, blocks in encoded:
             output.write(blocks)
             done += (chunk.stop - chunk.start) * source.row_bytes(chunk.source)

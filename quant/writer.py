@@ -7,6 +7,7 @@ the first byte of data. Files appear under their names when all of them are whol
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,17 +83,7 @@ class Output:
     def _next_file(self) -> BinaryIO:
         number, part = self._coming.popleft()
         self._missing.extend(tensor.n_bytes for tensor in self._shards[number])
-        writer = gguf.GGUFWriter(part, self._metadata.arch)
-        writer.kv_data = [dict(self._metadata.kv_data[0]) if number == 0 else {}]
-        if len(self._shards) > 1:
-            writer.add_uint16(_SPLIT.LLM_KV_SPLIT_NO, number)
-            writer.add_uint16(_SPLIT.LLM_KV_SPLIT_COUNT, len(self._shards))
-            n_tensors = sum(len(tensors) for tensors in self._shards)
-            writer.add_int32(_SPLIT.LLM_KV_SPLIT_TENSORS_COUNT, n_tensors)
-        _write_header(writer, self._shards[number])
-        file = part.open("ab")
-        _pad(file)
-        return file
+        return _begin(part, self._metadata, self._shards, number)
 
 
 @contextmanager
@@ -120,12 +111,26 @@ def gguf_output(
             output.close()
 
 
+def file_sizes(
+    metadata: gguf.GGUFWriter, tensors: Sequence[TensorInfo], *, split_size: int = 0
+) -> list[int]:
+    """The bytes of every file that gguf_output would write."""
+    shards = _plan(tensors, split_size)
+    sizes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, shard in enumerate(shards):
+            with _begin(Path(folder) / "header", metadata, shards, number) as file:
+                header = file.tell()
+            sizes.append(header + sum(map(_padded, shard)))
+    return sizes
+
+
 def _plan(tensors: Sequence[TensorInfo], split_size: int) -> list[list[TensorInfo]]:
     """The tensors of each shard. One that is larger than split_size has a shard for itself."""
     shards: list[list[TensorInfo]] = [[]]
     size = 0
     for tensor in tensors:
-        padded = tensor.n_bytes + -tensor.n_bytes % _ALIGNMENT
+        padded = _padded(tensor)
         if split_size and shards[-1] and size + padded > split_size:
             shards.append([])
             size = 0
@@ -134,9 +139,19 @@ def _plan(tensors: Sequence[TensorInfo], split_size: int) -> list[list[TensorInf
     return shards
 
 
-def _write_header(writer: gguf.GGUFWriter, tensors: list[TensorInfo]) -> None:
-    """The metadata and the table of tensors; what follows is aligned data."""
-    for tensor in tensors:
+def _begin(
+    path: Path, metadata: gguf.GGUFWriter, shards: list[list[TensorInfo]], number: int
+) -> BinaryIO:
+    """Writes the keys of a shard, the first with all the metadata, and its table of tensors.
+    What follows is aligned data."""
+    writer = gguf.GGUFWriter(path, metadata.arch)
+    writer.kv_data = [dict(metadata.kv_data[0]) if number == 0 else {}]
+    if len(shards) > 1:
+        writer.add_uint16(_SPLIT.LLM_KV_SPLIT_NO, number)
+        writer.add_uint16(_SPLIT.LLM_KV_SPLIT_COUNT, len(shards))
+        n_tensors = sum(len(tensors) for tensors in shards)
+        writer.add_int32(_SPLIT.LLM_KV_SPLIT_TENSORS_COUNT, n_tensors)
+    for tensor in shards[number]:
         raw = gguf.GGMLQuantizationType[tensor.type]
         dtype = np.dtype(np.float32)  # what the rows stand for
         writer.add_tensor_info(tensor.name, tensor.shape, dtype, tensor.n_bytes, raw)
@@ -146,6 +161,13 @@ def _write_header(writer: gguf.GGUFWriter, tensors: list[TensorInfo]) -> None:
         writer.write_ti_data_to_file()
     finally:
         writer.close()
+    file = path.open("ab")
+    _pad(file)
+    return file
+
+
+def _padded(tensor: TensorInfo) -> int:
+    return tensor.n_bytes + -tensor.n_bytes % _ALIGNMENT
 
 
 def _pad(file: BinaryIO) -> None:

@@ -6,6 +6,7 @@ What a command needs is imported inside it: start-up time is part of every answe
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,7 +82,10 @@ def qwen3(
 
 
 # As quant.recipes has them; importing it takes longer than the help.
-_TYPES = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K_M, Q4_K, Q4_1, Q4_0"
+_TYPES = (
+    "F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, "
+    "Q4_1, Q4_0, MOE_Q4"
+)
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -156,31 +160,56 @@ def bench(
 def quantize(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A Hugging Face folder, or a model's name.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A Hugging Face folder, a GGUF file of floats, or a model's name."
+        ),
     ],
     q4: Annotated[bool, typer.Option("--q4", help="As --type Q4_K_M.")] = False,
     q8: Annotated[bool, typer.Option("--q8", help="As --type Q8_0.")] = False,
     recipe: Annotated[
         str | None, typer.Option("--type", metavar="T", help=f"Type of the weights: {_TYPES}.")
     ] = None,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Another type for the matrices whose name the regular expression is found in, "
+            "such as ffn_down=q6_k; may be repeated, the last one that matches counts.",
+        ),
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="SRC may be quantized already.")
+    ] = False,
     out: Annotated[
         str | None,
         typer.Option("-o", "--out", metavar="PATH", help="The file to write, or its folder."),
     ] = None,
     imatrix: Annotated[
-        str | None,
+        Path | None,
         typer.Option("--imatrix", metavar="FILE", help="An importance matrix, in GGUF."),
     ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the types and the size, write nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     threads: QuantizerThreads = 0,
 ) -> None:
-    """Turn Hugging Face weights into a GGUF file."""
-    from qwen3cli.quantize import quantize
+    """Turn Hugging Face weights, or a GGUF file of floats, into a GGUF file."""
+    from qwen3cli.quantize import dry_run, quantize
 
     chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
     if len(chosen) != 1:
         raise UsageError("choose one of --q4, --q8 and --type T")
-    quantize(source, out, chosen[0], context.obj, imatrix=imatrix, force=force, threads=threads)
+    what: dict[str, Any] = {
+        "overrides": tensor or [],
+        "allow_requantize": allow_requantize,
+        "imatrix": imatrix,
+    }
+    if dry:
+        dry_run(source, chosen[0], context.obj, **what)
+    else:
+        quantize(source, out, chosen[0], context.obj, force=force, threads=threads, **what)
 
 
 _Measured = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]

@@ -97,7 +97,7 @@ def weights(model: str) -> tuple[str, Path]:
     name = _normalized(model)
     if name not in FAMILY:
         raise ModelNotFound(
-            f"{model}: neither a folder nor a known model{_suggestion(name, FAMILY)}"
+            f"{model}: neither a folder, a file nor a known model{_suggestion(name, FAMILY)}"
         )
     folder = hub.weights(FAMILY[name])
     if folder is None:

@@ -23,7 +23,7 @@ from quant.card import ModelCard
 from quant.checkpoint import Experts, Hyperparameters
 from quant.layout import Tensor, layout
 from quant.metadata import add_general, add_hyperparameters
-from quant.recipes import Recipe, recipe
+from quant.recipes import Recipe, assign, recipe
 from quant.writer import TensorInfo, gguf_output
 from qwen3cli import registry
 from qwen3cli.errors import Qwen3Error, UsageError
@@ -37,7 +37,7 @@ _ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 # Where a block keeps its f16 scale and, if it has one, its f16 scale of minima.
 _SCALES_AT = {
     "Q8_0": (0,), "Q6_K": (208,), "Q5_K": (0, 2), "Q5_1": (0, 2), "Q5_0": (0,),
-    "Q4_K": (0, 2), "Q4_1": (0, 2), "Q4_0": (0,),
+    "Q4_K": (0, 2), "Q4_1": (0, 2), "Q4_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
 }  # fmt: skip
 # Of the bits of a float: their number, those of sign and mantissa, first bit and bias of the
 # exponent.
@@ -114,7 +114,7 @@ def synthetic(spec: str, terminal: Terminal) -> Path:
 
 def table(hp: Hyperparameters, chosen: Recipe) -> Table:
     """Every tensor of a file and its type, in file order."""
-    return [(tensor, chosen.type_of(tensor, hp)) for tensor in layout(hp)]
+    return assign(chosen, layout(hp), hp)
 
 
 def n_bytes(tensor: Tensor, kind: str) -> int:

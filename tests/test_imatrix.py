@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quant.errors import FormatError, QuantError, SourceNotFound
 from quant.imatrix import Corpus, Imatrix, write_imatrix
-from quant.quantize import quantize
+from quant.quantize import predict, quantize
 from qwen3cli.engine import Cancelled, Importance, Inputs, Model, Session
 from qwen3cli.errors import UsageError
 from qwen3cli.imatrix import Reading, imatrix
@@ -318,6 +318,8 @@ def test_the_file_says_which_importance_it_was_made_with(tmp_path: Path) -> None
     inputs = [each for each in made_up(config) if "attn" in each.tensor]
     write_imatrix(tmp_path / "i.gguf", inputs, CORPUS)
     done = quantize(source, tmp_path / "q.gguf", "Q4_K_M", imatrix=tmp_path / "i.gguf")
+    told = predict(source, "Q4_K_M", imatrix=tmp_path / "i.gguf")
+    assert told.file_bytes == [(tmp_path / "q.gguf").stat().st_size]
     assert done.unweighed[:2] == ["blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"]
     assert len(done.unweighed) == 6, "neither norms nor the embedding"
     metadata = qwen3_native.File(bytes(tmp_path / "q.gguf")).metadata()

@@ -138,7 +138,9 @@ def test_each_recipe_stays_close_to_the_weights(
     tmp_path: Path, exact: Tensors, recipe: str
 ) -> None:
     """By relative error of each tensor."""
-    most = {"F32": 0, "BF16": 0, "F16": 1e-3, "Q8_0": 0.007, "Q6_K": 0.02, "Q5_K": 0.04}
+    if recipes.RECIPES[recipe].only_experts:
+        pytest.skip("a recipe for mixtures")
+    most = {"F32": 0, "BF16": 0, "F16": 1e-3, "Q8_0": 0.007, "Q6_K": 0.02, "Q5_K_M": 0.04}
     summary = quantize(DATA / "nano-dense", tmp_path / "out.gguf", recipe)
     metadata, tensors = contents(summary.paths[0])
     assert metadata["general.file_type"] == recipes.RECIPES[recipe].file_type
