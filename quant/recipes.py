@@ -210,7 +210,7 @@ RECIPES = {
             _FILE.MOSTLY_Q4_0,
             _mixture("Q4_0", ffn_down=("Q4_1", _first_eighth_if_important)),
         ),
-        Recipe("MOE_Q4", _FILE.MOSTLY_Q4_K_S, _experts("Q4_K", "Q8_0"), only_experts=True),
+        Recipe("MOE_Q4", _FILE.MOSTLY_Q4_K_S, _experts("Q4_K", "Q6_K"), only_experts=True),
     )
 }
 _ALIASES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as everywhere
