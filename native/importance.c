@@ -51,10 +51,10 @@ qwen3_importance *qwen3_importance_new(const qwen3_model *m, qwen3_error *err) {
     int n_layers = m->config.n_layers, n_experts = m->config.n_experts;
     qwen3_importance *im = calloc(1, sizeof *im);
     bool ok = im && (im->sites = calloc((size_t)n_layers * N_SITES, sizeof *im->sites));
+    if (im) im->model = m;
     if (n_experts == 0) n_experts = 1;
     for (int i = 0; i < n_layers && ok; i++) {
         const layer *l = &m->layers[i];
-        im->model = m;
         ok = sums_init(sums_of(im, i, INTO_QKV), &l->q, 1) &&
              sums_init(sums_of(im, i, INTO_O), &l->o, 1) &&
              sums_init(sums_of(im, i, INTO_GATE_UP), &l->gate, n_experts) &&
@@ -68,7 +68,7 @@ qwen3_importance *qwen3_importance_new(const qwen3_model *m, qwen3_error *err) {
 
 void qwen3_importance_free(qwen3_importance *im) {
     if (!im) return;
-    for (int i = 0; im->model && i < im->model->config.n_layers * N_SITES; i++) {
+    for (int i = 0; im->sites && i < im->model->config.n_layers * N_SITES; i++) {
         free(im->sites[i].sums);
         free(im->sites[i].counts);
     }
