@@ -95,8 +95,8 @@ static void add_squares(double *sums, const float *x, int n) {
     for (int i = 0; i < n; i++) sums[i] += (double)x[i] * (double)x[i];
 }
 
-void importance_add(qwen3_importance *im, int layer, importance_site at, const float *x, int n_experts,
-                    const int32_t *start, const int32_t *token, int tid) {
+void importance_add(qwen3_importance *im, int layer, importance_site at, const float *x,
+                    int n_experts, const int32_t *start, const int32_t *token, int tid) {
     enum { LINE = 8 }; /* sums in a cache line, which no two threads share */
     sums *s = sums_of(im, layer, at);
     pool_share lines = pool_share_of(im->model->pool, tid, (s->n_in + LINE - 1) / LINE);

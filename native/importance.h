@@ -46,8 +46,8 @@ typedef enum { INTO_QKV, INTO_O, INTO_GATE_UP, INTO_DOWN, N_SITES } importance_s
 bool importance_is_of(const qwen3_importance *, const qwen3_model *);
 /* Adds columns that are this thread's alone: every thread of the pool calls it. Expert e met the
  * vectors x[entry], or x[token[entry]], of the entries [start[e], start[e + 1]). */
-void importance_add(qwen3_importance *, int layer, importance_site, const float *x, int n_experts,
-                    const int32_t *start, const int32_t *token, int tid);
+void importance_add(qwen3_importance *, int layer, importance_site, const float *x,
+                    int n_experts, const int32_t *start, const int32_t *token, int tid);
 
 #ifdef __cplusplus
 }

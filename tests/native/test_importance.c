@@ -105,8 +105,9 @@ static void counts(const char *path) {
         int64_t total = 0;
         for (int e = 0; e < in.n_experts; e++) {
             double sum = 0;
+            const double *row = in.sums + (size_t)e * (size_t)in.n_in;
             total += in.counts[e];
-            for (int j = 0; j < in.n_in; j++) sum += in.sums[(size_t)e * (size_t)in.n_in + (size_t)j];
+            for (int j = 0; j < in.n_in; j++) sum += row[j];
             expect((sum > 0) == (in.counts[e] > 0), "sums where there are tokens");
         }
         expect(in.n_experts == (experts ? c->n_experts : 1), "a row for each expert");
