@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "check.h"
+#include "importance.h"
 #include "probe.h"
 #include "qwen3.h"
 
@@ -228,6 +229,32 @@ struct Model {
     }
 };
 
+struct Importance {
+    qwen3_importance *importance;
+    explicit Importance(const Model &m) {
+        qwen3_error err;
+        importance = qwen3_importance_new(m.model, &err);
+        if (!importance) raise(err);
+    }
+    Importance(const Importance &) = delete;
+    ~Importance() { qwen3_importance_free(importance); }
+
+    nb::tuple inputs(size_t index) const {
+        if (index >= qwen3_importance_n_matrices(importance)) throw nb::index_error();
+        qwen3_inputs in = qwen3_importance_inputs(importance, index);
+        size_t n = (size_t)in.n_experts, n_in = (size_t)in.n_in;
+        double *sums = new double[n * n_in];
+        nb::capsule sums_owner = owner_of(sums);
+        int64_t *counts = new int64_t[n];
+        nb::capsule counts_owner = owner_of(counts);
+        std::memcpy(sums, in.sums, n * n_in * sizeof *sums);
+        std::memcpy(counts, in.counts, n * sizeof *counts);
+        return nb::make_tuple(
+            in.name, nb::ndarray<nb::numpy, double, nb::ndim<2>>(sums, {n, n_in}, sums_owner),
+            nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(counts, {n}, counts_owner));
+    }
+};
+
 // Without the GIL a second thread could enter a session that computes: it is turned away.
 class Turn {
     std::atomic_flag &busy;
@@ -280,6 +307,12 @@ struct Session {
             status = qwen3_extend(session, ids.data(), ids.size(), &err);
         }
         if (status != QWEN3_OK) raise(err);
+    }
+    void observe(const Importance *importance) {
+        Turn turn(busy);
+        qwen3_error err;
+        qwen3_importance *to = importance ? importance->importance : nullptr;
+        if (qwen3_session_observe(session, to, &err) != QWEN3_OK) raise(err);
     }
     OwnedRows extend_logits(const std::vector<int32_t> &ids) {
         Turn turn(busy);
@@ -494,6 +527,7 @@ NB_MODULE(qwen3_native, m) {
         .def("ids", &Session::ids)
         .def("sync", &Session::sync, "ids"_a)
         .def("extend", &Session::extend, "ids"_a)
+        .def("observe", &Session::observe, "importance"_a.none(), nb::keep_alive<1, 2>())
         .def("extend_logits", &Session::extend_logits, "ids"_a)
         .def("fill", &Session::fill, "n"_a)
         .def("logits", &Session::logits)
@@ -516,6 +550,11 @@ NB_MODULE(qwen3_native, m) {
                  return new Session(x, n_ctx, kv);
              },
              "n_ctx"_a, "kv"_a, nb::keep_alive<0, 1>());
+
+    nb::class_<Importance>(m, "Importance")
+        .def(nb::init<const Model &>(), "model"_a, nb::keep_alive<1, 2>())
+        .def("__len__", [](const Importance &x) { return qwen3_importance_n_matrices(x.importance); })
+        .def("inputs", &Importance::inputs, "index"_a);
 
     nb::class_<Probe>(m, "Probe")
         .def(nb::init<const Model &, size_t>(), "model"_a, "bytes"_a, nb::keep_alive<1, 2>())

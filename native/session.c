@@ -120,6 +120,13 @@ qwen3_status qwen3_extend(qwen3_session *s, const int32_t *ids, size_t n, qwen3_
     return qwen3_extend_logits(s, ids, n, NULL, err);
 }
 
+qwen3_status qwen3_session_observe(qwen3_session *s, qwen3_importance *im, qwen3_error *err) {
+    if (im && !importance_is_of(im, s->model))
+        return fail(err, QWEN3_ERR_ARG, "the importance is of another model than the session");
+    s->work.importance = im;
+    return QWEN3_OK;
+}
+
 size_t qwen3_session_len(const qwen3_session *s) { return s->n; }
 size_t qwen3_session_n_ctx(const qwen3_session *s) { return s->n_ctx; }
 size_t qwen3_session_kv_bytes(const qwen3_session *s) { return s->kv.bytes; }

@@ -9,6 +9,7 @@
 
 #include <stdatomic.h>
 
+#include "importance.h"
 #include "kv.h"
 #include "model.h"
 
@@ -31,6 +32,7 @@ static inline vectors vectors_from(vectors v, int i) {
  * token needs in every thread's own copy has a row per thread, should they be more. */
 typedef struct {
     qwen3_model *model;
+    qwen3_importance *importance; /* NULL: nobody counts what enters the matrices */
     int batch;
     void *arena;
     float *x;                    /* [batch][n_embd] residual stream */

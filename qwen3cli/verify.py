@@ -26,13 +26,8 @@ def verify(
     if origin is not None and not origin.exists():
         origin = registry.weights(str(source))[1]
 
-    with terminal.progress(path.name, "MB") as move:
-        report = check(
-            path,
-            origin,
-            threads=threads,
-            progress=lambda done, total: move(done // 1_000_000, total // 1_000_000),
-        )
+    with terminal.progress(path.name, "MB", 10**6) as move:
+        report = check(path, origin, threads=threads, progress=move)
     if as_json:
         terminal.json(_described(path, origin, report))
     else:
