@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from quant.quantize import quantize
 from qwen3cli.engine import Model, ModelFile, Tokenizer
+from qwen3cli.evaluate import divergence, log_softmax
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "docs/nano-recipe"), str(ROOT / "tests")]
@@ -97,23 +98,14 @@ def conversations(tokenizer: Tokenizer, n_tokens: int) -> Texts:
 # ---- engines ---------------------------------------------------------------
 
 
-def log_softmax(logits: NDArray[np.float32]) -> Logs:
-    logs = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    logs -= np.log(np.exp(logs).sum(axis=-1, keepdims=True))
-    rounded: Logs = logs.astype(np.float32)
-    return rounded
-
-
 def ours(threads: int) -> Engine:
     def run(path: Path, texts: Texts) -> Logs:
         session = Model(path, threads=threads).session(n_ctx=max(map(len, texts)), kv="f32")
         rows = []
         for ids in texts:
             session.sync([])
-            for token in ids:
-                session.extend([token])
-                rows.append(session.logits())
-        return log_softmax(np.stack(rows))
+            rows.append(log_softmax(session.extend_logits(ids)).astype(np.float32))
+        return np.concatenate(rows)
 
     return run
 
@@ -140,20 +132,13 @@ def llama(threads: int) -> Engine:
         for ids in texts:
             model.reset()
             model.eval(ids)
-            rows.append(np.array(model.scores[: len(ids)], np.float32))
-        return log_softmax(np.concatenate(rows))
+            rows.append(log_softmax(model.scores[: len(ids)]).astype(np.float32))
+        return np.concatenate(rows)
 
     return run
 
 
 # ---- figures ---------------------------------------------------------------
-
-
-def divergence(p: Logs, q: Logs) -> NDArray[np.float64]:
-    """KL(p || q) of each position, in nats."""
-    exact = p.astype(np.float64)
-    kl: NDArray[np.float64] = (np.exp(exact) * (exact - q)).sum(axis=-1)
-    return kl
 
 
 def paired(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:

@@ -15,6 +15,7 @@
 #include <optional>
 #include <vector>
 
+#include "importance.h"
 #include "probe.h"
 #include "qwen3.h"
 
@@ -227,6 +228,32 @@ struct Model {
     }
 };
 
+struct Importance {
+    qwen3_importance *importance;
+    explicit Importance(const Model &m) {
+        qwen3_error err;
+        importance = qwen3_importance_new(m.model, &err);
+        if (!importance) raise(err);
+    }
+    Importance(const Importance &) = delete;
+    ~Importance() { qwen3_importance_free(importance); }
+
+    nb::tuple inputs(size_t index) const {
+        if (index >= qwen3_importance_n_matrices(importance)) throw nb::index_error();
+        qwen3_inputs in = qwen3_importance_inputs(importance, index);
+        size_t n = (size_t)in.n_experts, n_in = (size_t)in.n_in;
+        double *sums = new double[n * n_in];
+        nb::capsule sums_owner = owner_of(sums);
+        int64_t *counts = new int64_t[n];
+        nb::capsule counts_owner = owner_of(counts);
+        std::memcpy(sums, in.sums, n * n_in * sizeof *sums);
+        std::memcpy(counts, in.counts, n * sizeof *counts);
+        return nb::make_tuple(
+            in.name, nb::ndarray<nb::numpy, double, nb::ndim<2>>(sums, {n, n_in}, sums_owner),
+            nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(counts, {n}, counts_owner));
+    }
+};
+
 // Without the GIL a second thread could enter a session that computes: it is turned away.
 class Turn {
     std::atomic_flag &busy;
@@ -239,6 +266,10 @@ class Turn {
     Turn(const Turn &) = delete;
     ~Turn() { busy.clear(std::memory_order_release); }
 };
+
+using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
+using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 struct Session {
     qwen3_session *session;
@@ -275,6 +306,27 @@ struct Session {
             status = qwen3_extend(session, ids.data(), ids.size(), &err);
         }
         if (status != QWEN3_OK) raise(err);
+    }
+    void observe(const Importance *importance) {
+        Turn turn(busy);
+        qwen3_error err;
+        qwen3_importance *to = importance ? importance->importance : nullptr;
+        if (qwen3_session_observe(session, to, &err) != QWEN3_OK) raise(err);
+    }
+    OwnedRows extend_logits(const std::vector<int32_t> &ids) {
+        Turn turn(busy);
+        // What does not fit would be an error: no memory is taken for it.
+        size_t n = ids.size() > qwen3_session_n_ctx(session) ? 0 : ids.size();
+        float *logits = new float[n * n_vocab];
+        nb::capsule owner = owner_of(logits);
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = qwen3_extend_logits(session, ids.data(), ids.size(), logits, &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+        return {logits, {n, n_vocab}, owner};
     }
     void fill(size_t n) {
         Turn turn(busy);
@@ -334,10 +386,6 @@ struct Probe {
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
-using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
-using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 OwnedBytes quantize_rows(const string &type_name, const Floats2 &rows,
                     const std::optional<Floats1> &weights) {
@@ -447,6 +495,8 @@ NB_MODULE(qwen3_native, m) {
         .def("ids", &Session::ids)
         .def("sync", &Session::sync, "ids"_a)
         .def("extend", &Session::extend, "ids"_a)
+        .def("observe", &Session::observe, "importance"_a.none(), nb::keep_alive<1, 2>())
+        .def("extend_logits", &Session::extend_logits, "ids"_a)
         .def("fill", &Session::fill, "n"_a)
         .def("logits", &Session::logits)
         .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
@@ -468,6 +518,11 @@ NB_MODULE(qwen3_native, m) {
                  return new Session(x, n_ctx, kv);
              },
              "n_ctx"_a, "kv"_a, nb::keep_alive<0, 1>());
+
+    nb::class_<Importance>(m, "Importance")
+        .def(nb::init<const Model &>(), "model"_a, nb::keep_alive<1, 2>())
+        .def("__len__", [](const Importance &x) { return qwen3_importance_n_matrices(x.importance); })
+        .def("inputs", &Importance::inputs, "index"_a);
 
     nb::class_<Probe>(m, "Probe")
         .def(nb::init<const Model &, size_t>(), "model"_a, "bytes"_a, nb::keep_alive<1, 2>())

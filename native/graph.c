@@ -52,7 +52,8 @@ static vectors norm(const step *s, const float *w, bool act, int tid) {
     return y;
 }
 
-/* Of the last layer the caller wants the last token alone; of the others, keys and values. */
+/* Of the last layer a caller of few logits wants the last token alone; of the others, keys and
+ * values. */
 static void leave_last_token(step *s, const layer *l, int index, int tid) {
     workspace *ws = s->work;
     pool *p = ws->model->pool;
@@ -73,6 +74,14 @@ static void leave_last_token(step *s, const layer *l, int index, int tid) {
     pool_barrier(p, tid);
 }
 
+/* For an importance, if there is one: what enters the matrices at a site, the vector x[entry] or
+ * x[token[entry]] of every entry. Nobody writes to x before the next barrier. */
+static void observe(const step *s, int index, importance_site at, const vectors *x,
+                    const routing *route, const int32_t *token, int tid) {
+    qwen3_importance *im = s->work->importance;
+    if (im) importance_add(im, index, at, x->f, route->n_experts, route->start, token, tid);
+}
+
 static void look_for_cancel(step *s, int tid) {
     if (tid == 0) s->cancelled = atomic_exchange(s->cancel, false);
 }
@@ -88,39 +97,44 @@ static void forward(void *arg, int tid, int n_threads) {
     for (int i = 0; i < m->config.n_layers && !s->cancelled; i++) {
         const layer *l = &m->layers[i];
         bool moe = m->config.n_experts > 0;
-        if (i == m->config.n_layers - 1 && s->n > 1) {
+        bool every_token = s->n_logits > 1 || ws->importance; /* is wanted, of the last layer too */
+        if (i == m->config.n_layers - 1 && s->n > 1 && !every_token) {
             leave_last_token(s, l, i, tid);
-            if (!s->logits) return;
+            if (s->n_logits == 0) return;
         }
         const routing all = {1, (int32_t[]){0, s->n}, NULL, NULL};
 
         bool act = takes_act(&l->q) || takes_act(&l->k) || takes_act(&l->v);
         vectors x = norm(s, l->attn_norm, act, tid);
+        observe(s, i, INTO_QKV, &x, &all, NULL, tid);
         multiply(s, &x, s->n, (product[]){{&l->q, ws->q}, {&l->k, ws->k}, {&l->v, ws->v}}, 3, tid);
         pool_barrier(m->pool, tid);
         attention(s, l, i, tid);
         pool_barrier(m->pool, tid);
+        observe(s, i, INTO_O, &ws->attended, &all, NULL, tid);
         multiply_add(s, &l->o, &ws->attended, &all, tid);
         pool_barrier(m->pool, tid);
 
         act = takes_act(&l->gate) || takes_act(&l->up) || (moe && takes_act(&l->router));
         x = norm(s, l->ffn_norm, act, tid);
         routing chosen = moe ? route(s, l, &x, tid) : all;
+        observe(s, i, INTO_GATE_UP, &x, &chosen, chosen.token, tid);
         gate_and_up(s, l, &x, &chosen, tid);
         pool_barrier(m->pool, tid);
+        observe(s, i, INTO_DOWN, &ws->hidden, &chosen, NULL, tid);
         multiply_add(s, &l->down, &ws->hidden, &chosen, tid);
         look_for_cancel(s, tid);
         pool_barrier(m->pool, tid);
     }
-    if (s->cancelled || !s->logits) return;
-    vectors last = vectors_from(ws->normed, tid);
-    norm_token(s, s->n - 1, m->output_norm, takes_act(&m->output), last);
-    multiply(s, &last, 1, &(product){&m->output, s->logits}, 1, tid);
+    if (s->cancelled || s->n_logits == 0) return;
+    vectors x = norm(s, m->output_norm, takes_act(&m->output), tid);
+    x = vectors_from(x, s->n - s->n_logits);
+    multiply(s, &x, s->n_logits, &(product){&m->output, s->logits}, 1, tid);
 }
 
-bool graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos, float *logits,
-                   atomic_bool *cancel) {
-    step s = {ws, kv, ids, n, pos, logits, cancel, false};
+bool graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos, int n_logits,
+                   float *logits, atomic_bool *cancel) {
+    step s = {ws, kv, ids, n, pos, n_logits, logits, cancel, false};
     pool_run(ws->model->pool, forward, &s);
     return !s.cancelled;
 }

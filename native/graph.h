@@ -5,9 +5,9 @@
 #include "step.h"
 
 /* Computes n <= batch tokens at positions pos ..., whose predecessors are in the
- * cache, and appends their keys and values. logits (NULL: not wanted) receives
- * float[n_vocab] of the last token. False when cancel was seen. */
-bool graph_forward(workspace *, kv_cache *, const int32_t *ids, int n, int pos, float *logits,
-                   atomic_bool *cancel);
+ * cache, and appends their keys and values. logits receives float[n_logits][n_vocab]
+ * of the last n_logits tokens, 0 to n. False when cancel was seen. */
+bool graph_forward(workspace *, kv_cache *, const int32_t *ids, int n, int pos, int n_logits,
+                   float *logits, atomic_bool *cancel);
 
 #endif

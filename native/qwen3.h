@@ -165,6 +165,10 @@ void qwen3_session_free(qwen3_session *);
 int64_t qwen3_sync(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
 /* Appends ids[0..n) (n >= 1): the step of decoding. Fails as qwen3_sync does. */
 qwen3_status qwen3_extend(qwen3_session *, const int32_t *ids, size_t n, qwen3_error *err);
+/* As qwen3_extend, and the logits of every one of the n tokens go to logits[n][n_vocab]:
+ * 600 KB a token of Qwen3, so take them in parts. The same bits as from token after token. */
+qwen3_status qwen3_extend_logits(qwen3_session *, const int32_t *ids, size_t n, float *logits,
+                                 qwen3_error *err);
 size_t qwen3_session_len(const qwen3_session *);
 size_t qwen3_session_n_ctx(const qwen3_session *);
 size_t qwen3_session_kv_bytes(const qwen3_session *); /* of a cache that is full */

@@ -56,9 +56,11 @@ void qwen3_session_free(qwen3_session *s) {
     free(s);
 }
 
-/* Computes ids[keep..n) behind the keep tokens that stay. */
-static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n,
+/* Computes ids[keep..n) behind the keep tokens that stay. all: NULL, or where the logits of
+ * every one of them go. */
+static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n, float *all,
                             qwen3_error *err) {
+    size_t n_vocab = (size_t)s->model->config.n_vocab;
     if (getpid() != s->model->owner)
         return fail(err, QWEN3_ERR_ARG,
                     "this process was forked after the model was opened: open it again here");
@@ -69,11 +71,13 @@ static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, s
         bool last = s->n + count == n;
         memmove(s->ids + s->n, ids + s->n, count * sizeof *ids); /* ids may be the session's own */
         if (!graph_forward(&s->work, &s->kv, s->ids + s->n, (int)count, (int)s->n,
-                           last ? s->logits : NULL, &s->cancel))
+                           all ? (int)count : last, all ? all + (s->n - keep) * n_vocab : s->logits,
+                           &s->cancel))
             return fail(err, QWEN3_ERR_CANCELLED, "cancelled after %zu of %zu tokens", s->n, n);
         s->n += count;
         s->has_logits = last;
     }
+    if (all) memcpy(s->logits, all + (n - keep - 1) * n_vocab, n_vocab * sizeof *all);
     return QWEN3_OK;
 }
 
@@ -98,17 +102,29 @@ int64_t qwen3_sync(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *
     bool unchanged = keep == n && n == s->n && s->has_logits;
     if (keep == n && n > 0 && !unchanged) keep--; /* its logits are not at hand any more */
     if (keep == n) atomic_store(&s->cancel, false); /* nothing runs that it could stop */
-    if (!unchanged && compute(s, ids, keep, n, err) != QWEN3_OK) return -1;
+    if (!unchanged && compute(s, ids, keep, n, NULL, err) != QWEN3_OK) return -1;
     return (int64_t)keep;
 }
 
-qwen3_status qwen3_extend(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *err) {
+qwen3_status qwen3_extend_logits(qwen3_session *s, const int32_t *ids, size_t n, float *logits,
+                                 qwen3_error *err) {
     if (n == 0) return fail(err, QWEN3_ERR_ARG, "there are no tokens to append");
     if (n > s->n_ctx) return check(s, NULL, 0, n, err);
     qwen3_status status = check(s, ids, n, s->n + n, err);
     if (status != QWEN3_OK) return status;
     memcpy(s->ids + s->n, ids, n * sizeof *ids);
-    return compute(s, s->ids, s->n, s->n + n, err);
+    return compute(s, s->ids, s->n, s->n + n, logits, err);
+}
+
+qwen3_status qwen3_extend(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *err) {
+    return qwen3_extend_logits(s, ids, n, NULL, err);
+}
+
+qwen3_status qwen3_session_observe(qwen3_session *s, qwen3_importance *im, qwen3_error *err) {
+    if (im && !importance_is_of(im, s->model))
+        return fail(err, QWEN3_ERR_ARG, "the importance is of another model than the session");
+    s->work.importance = im;
+    return QWEN3_OK;
 }
 
 size_t qwen3_session_len(const qwen3_session *s) { return s->n; }

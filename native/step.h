@@ -9,6 +9,7 @@
 
 #include <stdatomic.h>
 
+#include "importance.h"
 #include "kv.h"
 #include "model.h"
 
@@ -31,6 +32,7 @@ static inline vectors vectors_from(vectors v, int i) {
  * token needs in every thread's own copy has a row per thread, should they be more. */
 typedef struct {
     qwen3_model *model;
+    qwen3_importance *importance; /* NULL: nobody counts what enters the matrices */
     int batch;
     void *arena;
     float *x;                    /* [batch][n_embd] residual stream */
@@ -75,7 +77,8 @@ typedef struct {
     kv_cache *kv;
     const int32_t *ids; /* [n] at positions pos ... */
     int n, pos;
-    float *logits;      /* NULL: not wanted */
+    int n_logits;       /* of the last tokens: 0 to n */
+    float *logits;      /* [n_logits][n_vocab] */
     atomic_bool *cancel;
     bool cancelled;     /* written by thread 0 before a barrier */
 } step;

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from . import recipes
 from .card import directory_name
 from .errors import FormatError, QuantError, UsageError
+from .imatrix import Imatrix, n_experts
 from .layout import Tensor
 from .shards import forms, model_name
 from .source import Source, open_source
@@ -46,6 +47,7 @@ class Summary:
     n_weights: int
     file_bytes: int
     seconds: float
+    unweighed: list[str]  # tensors that the importance matrix should know and does not
 
     @property
     def bits_per_weight(self) -> float:
@@ -61,6 +63,7 @@ class _Chunk:
     source: str
     start: int
     stop: int
+    expert: int  # whose rows they are; 0 in a dense tensor
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class _Plan:
     tensors: list[tuple[Tensor, str]]
     metadata: gguf.GGUFWriter
     infos: list[TensorInfo]
+    importance: Imatrix | None
 
 
 def default_output(source: Path, recipe: str) -> Path:
@@ -110,12 +114,13 @@ def predict(
     *,
     overrides: Sequence[str] = (),
     allow_requantize: bool = False,
+    imatrix: Path | None = None,
     split_size: int = 0,
 ) -> Prediction:
     """What quantize() would write, with the same arguments; the sizes are exact. Raises
     UsageError, SourceNotFound, FormatError."""
     with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
-        plan = _plan(opened, recipes.recipe(recipe), overrides)
+        plan = _plan(opened, recipes.recipe(recipe), overrides, imatrix)
     of_kind: dict[str, list[TensorInfo]] = {}
     for info in plan.infos:
         of_kind.setdefault(info.type, []).append(info)
@@ -139,6 +144,7 @@ def quantize(
     *,
     overrides: Sequence[str] = (),
     allow_requantize: bool = False,
+    imatrix: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
     split_size: int = 0,
@@ -148,54 +154,67 @@ def quantize(
 
     recipe: a name of recipes.RECIPES, in any case. overrides: PATTERN=TYPE each, see
     recipes.assign. allow_requantize: source may be a GGUF file of quantized tensors.
+    imatrix: an importance matrix, what errors in each column of the weights cost.
     progress: told after each chunk how many bytes of the source are done, and of how many.
     threads 0: one per CPU. An existing GGUF file is replaced when all is done; a failure
-    leaves nothing. Raises UsageError, SourceNotFound, FormatError (the source), QuantError
-    (the destination).
+    leaves nothing. Raises UsageError, SourceNotFound, FormatError (the source, the
+    importance matrix), QuantError (the destination).
     """
     chosen = recipes.recipe(recipe)
     if source.is_file() and any(old.samefile(source) for old in forms(out)):
         raise UsageError(f"{out}: would replace its own source; choose another name with -o")
     started = time.monotonic()
     with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
-        plan = _plan(opened, chosen, overrides)
+        plan = _plan(opened, chosen, overrides, imatrix)
         with gguf_output(out, plan.metadata, plan.infos, split_size=split_size) as output:
-            _write_tensors(output, opened, plan.tensors, threads or _cpus(), progress)
+            _write_tensors(output, opened, plan, threads or _cpus(), progress)
     return Summary(
         paths=output.paths,
         recipe=chosen.name,
         n_weights=sum(tensor.n_rows * tensor.row_length for tensor, _ in plan.tensors),
         file_bytes=output.n_bytes,
         seconds=time.monotonic() - started,
+        unweighed=plan.importance.unknown(plan.tensors) if plan.importance else [],
     )
 
 
-def _plan(source: Source, chosen: recipes.Recipe, overrides: Sequence[str]) -> _Plan:
-    tensors = recipes.assign(chosen, source.tensors, source.hp, overrides)
+def _plan(
+    source: Source, chosen: recipes.Recipe, overrides: Sequence[str], imatrix: Path | None
+) -> _Plan:
+    known = imatrix is not None
+    tensors = recipes.assign(chosen, source.tensors, source.hp, overrides, imatrix=known)
     metadata = gguf.GGUFWriter(None, source.hp.architecture)
     source.add_metadata(metadata, chosen)
+    importance = Imatrix(imatrix) if imatrix else None
+    if importance:
+        importance.check(source.tensors)
+        importance.add_metadata(metadata)
     infos = [
         TensorInfo(tensor.name, tensor.shape, kind, _bytes(tensor, kind))
         for tensor, kind in tensors
     ]
-    return _Plan(tensors, metadata, infos)
+    return _Plan(tensors, metadata, infos, importance)
 
 
 def _write_tensors(
     output: Output,
     source: Source,
-    tensors: list[tuple[Tensor, str]],
+    plan: _Plan,
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     total = sum(
         (run.stop - run.start) * source.row_bytes(run.source)
-        for tensor, _ in tensors
+        for tensor, _ in plan.tensors
         for run in tensor.runs
     )
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        encoded = _in_order(pool, lambda chunk: _encode(source, chunk), _chunks(tensors), threads)
+
+        def encode(chunk: _Chunk) -> NDArray[np.uint8]:
+            return _encode(source, plan.importance, chunk)
+
+        encoded = _in_order(pool, encode, _chunks(plan.tensors), threads)
         for chunk, blocks in encoded:
             output.write(blocks)
             done += (chunk.stop - chunk.start) * source.row_bytes(chunk.source)
@@ -206,10 +225,15 @@ def _write_tensors(
 def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:
     for tensor, kind in tensors:
         step = max(1, _CHUNK_WEIGHTS // tensor.row_length)
+        of_expert = tensor.n_rows // n_experts(tensor)
+        row = 0
         for run in tensor.runs:
-            for start in range(run.start, run.stop, step):
-                stop = min(start + step, run.stop)
-                yield _Chunk(tensor, kind, run.source, start, stop)
+            start = run.start
+            while start < run.stop:
+                expert, within = divmod(row, of_expert)
+                n = min(step, run.stop - start, of_expert - within)
+                yield _Chunk(tensor, kind, run.source, start, start + n, expert)
+                start, row = start + n, row + n
 
 
 def _in_order(
@@ -229,7 +253,7 @@ def _in_order(
         yield first, future.result()
 
 
-def _encode(source: Source, chunk: _Chunk) -> NDArray[np.uint8]:
+def _encode(source: Source, importance: Imatrix | None, chunk: _Chunk) -> NDArray[np.uint8]:
     rows = source.read_rows(chunk.source, chunk.start, chunk.stop)
     peak = max(float(rows.max()), -float(rows.min()))  # NaN if any weight is
     if not peak < float("inf"):
@@ -241,8 +265,9 @@ def _encode(source: Source, chunk: _Chunk) -> NDArray[np.uint8]:
             f"the tensor {chunk.source} holds a weight of {peak:g}, "
             f"more than {chunk.kind} can hold; use BF16"
         )
+    weights = importance.weights(chunk.tensor.name, chunk.expert) if importance else None
     try:
-        return qwen3_native.quantize(chunk.kind, rows)
+        return qwen3_native.quantize(chunk.kind, rows, weights)
     except qwen3_native.NativeError as error:
         raise QuantError(f"the tensor {chunk.source}: {error.args[1]}") from None
 

@@ -6,6 +6,7 @@ What a command needs is imported inside it: start-up time is part of every answe
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -184,6 +185,10 @@ def quantize(
         str | None,
         typer.Option("-o", "--out", metavar="PATH", help="The file to write, or its folder."),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", metavar="FILE", help="An importance matrix, in GGUF."),
+    ] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Print the types and the size, write nothing.")
     ] = False,
@@ -206,11 +211,98 @@ def quantize(
         "overrides": tensor or [],
         "allow_requantize": allow_requantize,
         "split_size": split_size,
+        "imatrix": imatrix,
     }
     if dry:
         dry_run(source, chosen[0], context.obj, **what)
     else:
         quantize(source, out, chosen[0], context.obj, force=force, threads=threads, **what)
+
+
+_Measured = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]
+_Texts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
+    ),
+]
+_ChunkSize = Annotated[
+    int, typer.Option("--context", metavar="N", help="Tokens of a chunk.", min=4, max=2**24)
+]
+_Chunks = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Most chunks (default: all).", min=1, show_default=False),
+]
+_Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
+
+
+@app.command()
+def imatrix(
+    context: typer.Context,
+    model: _Measured,
+    texts: _Texts = None,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="FILE", help="By default MODEL-imatrix.gguf, here."),
+    ] = None,
+    chunk: Annotated[
+        int, typer.Option(metavar="N", help="Tokens read with nothing before.", min=1, max=2**24)
+    ] = 512,
+    added: _Added = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Let a model read texts, and write an importance matrix for quantize --imatrix.
+
+    Ctrl-C ends the reading; what was collected until then is written.
+    """
+    from qwen3cli.imatrix import Reading, imatrix
+
+    chosen = Reading(texts or ["-"], added, chunk)
+    imatrix(model, chosen, out, context.obj, force=force, threads=threads)
+
+
+evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
+app.add_typer(evaluation, name="eval")
+
+
+@evaluation.command()
+def kl(
+    context: typer.Context,
+    model: _Measured,
+    reference: Annotated[
+        str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
+    ],
+    texts: _Texts = None,
+    size: _ChunkSize = 512,
+    chunks: _Chunks = None,
+    added: _Added = False,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """KL divergence of a model from a reference, and the perplexity of both."""
+    from qwen3cli.evaluate import Texts, evaluate
+
+    chosen = Texts(texts or ["-"], added, size, chunks)
+    evaluate(model, reference, chosen, context.obj, threads=threads, as_json=as_json)
+
+
+@evaluation.command()
+def ppl(
+    context: typer.Context,
+    model: _Measured,
+    texts: _Texts = None,
+    size: _ChunkSize = 512,
+    chunks: _Chunks = None,
+    added: _Added = False,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """Perplexity of a model."""
+    from qwen3cli.evaluate import Texts, evaluate
+
+    chosen = Texts(texts or ["-"], added, size, chunks)
+    evaluate(model, None, chosen, context.obj, threads=threads, as_json=as_json)
 
 
 @app.command()
@@ -234,9 +326,7 @@ def tokenize(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text file; -: stdin.")] = "-",
     model: ModelName = None,
-    added: Annotated[
-        bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")
-    ] = False,
+    added: _Added = False,
     as_json: _Json = False,
 ) -> None:
     """Show the tokens of a text: id and piece on each line, their count on stderr."""

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import qwen3_native
 
@@ -213,6 +213,14 @@ class Session:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
+    def extend_logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """As extend; returns the logits of each of ids, float32[len(ids), n_vocab]. That is
+        600 KB a token: hand long texts over in parts."""
+        try:
+            return self._native.extend_logits(ids)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
     def logits(self) -> NDArray[np.float32]:
         """float32[n_vocab]: a copy of the logits of the last position."""
         try:
@@ -253,6 +261,14 @@ class Session:
             self.extend([token])
             yield token
 
+    def observe(self, importance: Importance | None) -> None:
+        """From now on every token that the session computes is added to importance (None: to
+        nothing), also the part of a computation that was cancelled. What sync reuses is not."""
+        try:
+            self._native.observe(importance._native if importance else None)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
     def fill(self, n: int) -> None:
         """Makes the session n arbitrary tokens whose kv cache holds arbitrary values, as if
         they had been computed: for timing what follows at that depth."""
@@ -265,6 +281,31 @@ class Session:
         """Makes the running sync or extend, or else the next one, return early (Cancelled);
         any thread may call."""
         self._native.cancel()
+
+
+class Inputs(NamedTuple):
+    """What entered a weight tensor: for each expert (a dense matrix is one) the sums of the
+    squares in each column, and the tokens that it met."""
+
+    tensor: str
+    sums: NDArray[np.float64]  # [n_experts, n_in]
+    counts: NDArray[np.int64]  # [n_experts]
+
+
+class Importance:
+    """What observed sessions met, for every matrix in the layers but the router. The bits depend
+    neither on threads nor on how a text was cut into calls. One session at a time adds to it."""
+
+    def __init__(self, model: Model) -> None:
+        try:
+            self._native = qwen3_native.Importance(model._native)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """Matrix by matrix, in the order of the layers, as it is at that moment."""
+        for index in range(len(self._native)):
+            yield Inputs(*self._native.inputs(index))
 
 
 class Probe:

@@ -22,6 +22,7 @@ def quantize(
     *,
     overrides: Sequence[str],
     allow_requantize: bool,
+    imatrix: Path | None,
     force: bool,
     threads: int,
     split_size: str | None,
@@ -43,14 +44,16 @@ def quantize(
     for old in forms(target):
         if opens_a_model(old) and not force:
             raise UsageError(f"{old}: exists already; --force overwrites it")
-    with terminal.progress(f"{source} to {target}", "MB") as move:
+    title = f"{source} to {target}"
+    with terminal.progress(title, lambda speed: f"{speed / 1e6:,.0f} MB/s") as move:
         done = write_gguf(
             path,
             target,
             recipe,
             overrides=overrides,
             allow_requantize=allow_requantize,
-            progress=lambda done, total: move(done // 10**6, total // 10**6),
+            imatrix=imatrix,
+            progress=move,
             threads=threads,
             split_size=most,
         )
@@ -60,6 +63,9 @@ def quantize(
         f"{done.file_bytes / 1e6:,.1f} MB ({done.bits_per_weight:.2f} bits per weight), "
         f"{done.seconds:.1f} s"
     )
+    if done.unweighed:
+        names = ", ".join(done.unweighed[:4]) + (", ..." if len(done.unweighed) > 4 else "")
+        terminal.note(f"{imatrix}: knows nothing of {len(done.unweighed)} tensors: {names}")
 
 
 def dry_run(
@@ -70,6 +76,7 @@ def dry_run(
     overrides: Sequence[str],
     allow_requantize: bool,
     split_size: str | None,
+    imatrix: Path | None,
 ) -> None:
     """Prints what each type would come to, and the size of each file to the byte."""
     path, _ = _found(source)
@@ -78,6 +85,7 @@ def dry_run(
         recipe,
         overrides=overrides,
         allow_requantize=allow_requantize,
+        imatrix=imatrix,
         split_size=parse_size(split_size) if split_size else 0,
     )
     rows = [

@@ -10,7 +10,6 @@ import json
 import os
 import stat
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,26 +170,29 @@ class Terminal:
         self._out.write(drawn.get())
 
     @contextmanager
-    def progress(self, title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-        """A bar on stderr, if that is a terminal, moved by calls with (done, total). With a
-        unit it shows how many of it are done a second."""
+    def progress(
+        self, title: str, rate: Callable[[float], str] = lambda _per_second: ""
+    ) -> Iterator[Callable[[int, int], None]]:
+        """A bar on stderr, if that is a terminal, moved by calls with (done, total). rate: how
+        so much done a second is written."""
         if not self._err.is_terminal:
             yield lambda _done, _total: None
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        face = TextColumn("{task.description}", markup=False)
-        rate = TextColumn("{task.fields[rate]}", markup=False)
-        columns = (face, BarColumn(), rate, TimeRemainingColumn())
+        face, speed = (
+            TextColumn(text, markup=False)
+            for text in ("{task.description}", "{task.fields[speed]}")
+        )
+        columns = (face, BarColumn(), speed, TimeRemainingColumn())
         console = Console(stderr=True, force_terminal=self._err.is_styled)
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(one_line(title), total=None, rate="")
-            started = time.monotonic()
+            task = bar.add_task(one_line(title), total=None, speed="")
 
             def move(done: int, total: int) -> None:
-                rate = f"{done / (time.monotonic() - started):,.0f} {unit}/s" if unit else ""
-                bar.update(task, completed=done, total=total, rate=rate)
+                speed = rate(bar.tasks[task].speed or 0)
+                bar.update(task, completed=done, total=total, speed=speed)
 
             yield move
 

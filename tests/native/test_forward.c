@@ -81,6 +81,35 @@ static void same_bits_in_a_long_context(const char *path) {
     qwen3_model_close(three);
 }
 
+/* Of every one of n tokens, chunk by chunk into one array, against token after token. */
+static void same_bits_of_every_token(const char *path, int n, int threads, int chunk) {
+    qwen3_error err;
+    int32_t ids[LONG];
+    qwen3_model *m = open_model(path, threads);
+    qwen3_session *s = qwen3_session_new(m, n, QWEN3_KV_F16, &err);
+    size_t n_vocab = (size_t)qwen3_model_config(m)->n_vocab, bytes = n_vocab * sizeof(float);
+    float *all = malloc((size_t)n * bytes);
+    expect(s && all, "a session begins");
+    fill(ids, n, m, 1);
+    for (int i = 0; i < n; i += chunk) {
+        size_t count = (size_t)(n - i < chunk ? n - i : chunk);
+        expect(qwen3_extend_logits(s, ids + i, count, all + (size_t)i * n_vocab, &err) == QWEN3_OK,
+               "the tokens are computed");
+    }
+    const float *last = all + (size_t)(n - 1) * n_vocab;
+    expect(memcmp(qwen3_session_logits(s), last, bytes) == 0, "the last are the session's");
+    expect(qwen3_sync(s, ids, 0, &err) == 0, "the session is emptied");
+    for (int i = 0; i < n; i++) {
+        expect(qwen3_extend(s, ids + i, 1, &err) == QWEN3_OK, "a token is computed");
+        expect(memcmp(qwen3_session_logits(s), all + (size_t)i * n_vocab, bytes) == 0,
+               "every token has the logits of decoding");
+    }
+    expect(qwen3_extend_logits(s, ids, 1, all, &err) == QWEN3_ERR_CONTEXT, "a full context");
+    free(all);
+    qwen3_session_free(s);
+    qwen3_model_close(m);
+}
+
 typedef struct {
     qwen3_session *cancelled, *other;
     const qwen3_model *model;
@@ -142,6 +171,9 @@ int main(void) {
         /* More than one pass of a dense model, and more columns than one tile. */
         same_bits(paths[i], MANY, (int[]){1, 3, 0}, (int[]){1, 130, MANY, 0});
         same_bits(nanos[i], 24, (int[]){2, 3, 8, 0}, (int[]){1, 5, 24, 0});
+        same_bits_of_every_token(paths[i], MANY, 3, MANY);
+        same_bits_of_every_token(paths[i], N, 2, 1);
+        same_bits_of_every_token(nanos[i], 48, 3, 20);
         same_bits_in_a_long_context(paths[i]);
         cancel_while_computing(paths[i]);
     }
