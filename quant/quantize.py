@@ -181,7 +181,8 @@ def quantize(
 def _plan(
     source: Source, chosen: recipes.Recipe, overrides: Sequence[str], imatrix: Path | None
 ) -> _Plan:
-    tensors = recipes.assign(chosen, source.tensors, source.hp, overrides)
+    known = imatrix is not None
+    tensors = recipes.assign(chosen, source.tensors, source.hp, overrides, imatrix=known)
     metadata = gguf.GGUFWriter(None, source.hp.architecture)
     source.add_metadata(metadata, chosen)
     importance = Imatrix(imatrix) if imatrix else None
