@@ -34,9 +34,6 @@ from .vocab import add_tokenizer
 
 _CHUNK_WEIGHTS = 1 << 18  # 1 MB as float32
 _ALIGNMENT = 32
-# The largest magnitude a type can hold; the others have f16 scales.
-_LARGEST = {"F32": 3.4028234e38, "BF16": 3.38e38}
-_LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -186,20 +183,25 @@ def _in_order(
 
 def _encode(weights: Weights, chunk: _Chunk) -> NDArray[np.uint8]:
     rows = weights.read_rows(chunk.source, chunk.start, chunk.stop)
-    peak = max(float(rows.max()), -float(rows.min()))  # NaN if any weight is
-    if not peak < float("inf"):
-        raise FormatError(
-            f"the tensor {chunk.source} holds NaN or infinite weights; download it again"
-        )
-    if peak > _LARGEST.get(chunk.kind, _LARGEST_F16):
-        raise FormatError(
-            f"the tensor {chunk.source} holds a weight of {peak:g}, "
-            f"more than {chunk.kind} can hold; use BF16"
-        )
     try:
         return qwen3_native.quantize(chunk.kind, rows)
     except qwen3_native.NativeError as error:
+        if error.args[0] == "format":
+            raise _refusal(chunk, rows) from None
         raise QuantError(f"the tensor {chunk.source}: {error.args[1]}") from None
+
+
+def _refusal(chunk: _Chunk, rows: NDArray[np.float32]) -> FormatError:
+    """Why rows cannot be encoded."""
+    peak = float(np.abs(rows).max())  # NaN if any weight is
+    if not peak < float("inf"):
+        return FormatError(
+            f"the tensor {chunk.source} holds NaN or infinite weights; download it again"
+        )
+    return FormatError(
+        f"the tensor {chunk.source} holds a weight of {peak:g}, "
+        f"more than {chunk.kind} can hold; use BF16"
+    )
 
 
 def _bytes(tensor: Tensor, kind: str) -> int:

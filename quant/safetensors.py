@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+import qwen3_native
 from numpy.typing import NDArray
 
 from .errors import FormatError, QuantError
@@ -218,8 +219,4 @@ def _plain(name: str) -> bool:
 def _float32(raw: bytes, dtype: str) -> NDArray[np.float32]:
     if dtype == "F32":
         return np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
-    if dtype == "F16":
-        return np.frombuffer(raw, "<f2").astype(np.float32)
-    bits = np.frombuffer(raw, "<u2").astype(np.uint32)
-    bits <<= 16
-    return bits.view(np.float32)
+    return qwen3_native.dequantize(dtype, np.frombuffer(raw, np.uint8), len(raw) // 2)
