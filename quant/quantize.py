@@ -8,12 +8,9 @@ holds a few chunks whatever the model, and the bytes do not depend on the thread
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +25,12 @@ from .card import directory_name
 from .errors import FormatError, QuantError, UsageError
 from .imatrix import Imatrix, n_experts
 from .layout import Tensor
+from .parallel import cpus, in_order
 from .shards import forms, model_name
 from .source import Source, open_source
 from .writer import Output, TensorInfo, file_sizes, gguf_output
 
 _CHUNK_WEIGHTS = 1 << 18  # 1 MB as float32
-# The largest magnitude a type can hold; the others have f16 scales.
-_LARGEST = {"F32": 3.4028234e38, "BF16": 3.38e38}
-_LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,7 @@ def quantize(
     with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
         plan = _plan(opened, chosen, overrides, imatrix)
         with gguf_output(out, plan.metadata, plan.infos, split_size=split_size) as output:
-            _write_tensors(output, opened, plan, threads or _cpus(), progress)
+            _write_tensors(output, opened, plan, threads or cpus(), progress)
     return Summary(
         paths=output.paths,
         recipe=chosen.name,
@@ -209,17 +204,15 @@ def _write_tensors(
         for run in tensor.runs
     )
     done = 0
-    with ThreadPoolExecutor(threads) as pool:
 
-        def encode(chunk: _Chunk) -> NDArray[np.uint8]:
-            return _encode(source, plan.importance, chunk)
+    def encode(chunk: _Chunk) -> NDArray[np.uint8]:
+        return _encode(source, plan.importance, chunk)
 
-        encoded = _in_order(pool, encode, _chunks(plan.tensors), threads)
-        for chunk, blocks in encoded:
-            output.write(blocks)
-            done += (chunk.stop - chunk.start) * source.row_bytes(chunk.source)
-            if progress:
-                progress(done, total)
+    for chunk, blocks in in_order(encode, _chunks(plan.tensors), threads):
+        output.write(blocks)
+        done += (chunk.stop - chunk.start) * source.row_bytes(chunk.source)
+        if progress:
+            progress(done, total)
 
 
 def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:
@@ -236,47 +229,29 @@ def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:
                 start, row = start + n, row + n
 
 
-def _in_order(
-    pool: ThreadPoolExecutor,
-    work: Callable[[_Chunk], NDArray[np.uint8]],
-    chunks: Iterable[_Chunk],
-    threads: int,
-) -> Iterator[tuple[_Chunk, NDArray[np.uint8]]]:
-    """work of every chunk, in order, with at most two chunks per thread under way."""
-    pending: deque[tuple[_Chunk, Future[NDArray[np.uint8]]]] = deque()
-    for chunk in chunks:
-        if len(pending) == 2 * threads:
-            first, future = pending.popleft()
-            yield first, future.result()
-        pending.append((chunk, pool.submit(work, chunk)))
-    for first, future in pending:
-        yield first, future.result()
-
-
 def _encode(source: Source, importance: Imatrix | None, chunk: _Chunk) -> NDArray[np.uint8]:
     rows = source.read_rows(chunk.source, chunk.start, chunk.stop)
-    peak = max(float(rows.max()), -float(rows.min()))  # NaN if any weight is
-    if not peak < float("inf"):
-        raise FormatError(
-            f"the tensor {chunk.source} holds NaN or infinite weights; download it again"
-        )
-    if peak > _LARGEST.get(chunk.kind, _LARGEST_F16):
-        raise FormatError(
-            f"the tensor {chunk.source} holds a weight of {peak:g}, "
-            f"more than {chunk.kind} can hold; use BF16"
-        )
     weights = importance.weights(chunk.tensor.name, chunk.expert) if importance else None
     try:
         return qwen3_native.quantize(chunk.kind, rows, weights)
     except qwen3_native.NativeError as error:
+        if error.args[0] == "format":
+            raise _refusal(chunk, rows) from None
         raise QuantError(f"the tensor {chunk.source}: {error.args[1]}") from None
+
+
+def _refusal(chunk: _Chunk, rows: NDArray[np.float32]) -> FormatError:
+    """Why rows cannot be encoded."""
+    peak = float(np.abs(rows).max())  # NaN if any weight is
+    if not peak < float("inf"):
+        return FormatError(
+            f"the tensor {chunk.source} holds NaN or infinite weights; download it again"
+        )
+    return FormatError(
+        f"the tensor {chunk.source} holds a weight of {peak:g}, "
+        f"more than {chunk.kind} can hold; use BF16"
+    )
 
 
 def _bytes(tensor: Tensor, kind: str) -> int:
     return tensor.n_rows * qwen3_native.type_bytes(kind, tensor.row_length)
-
-
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

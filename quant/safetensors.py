@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+import qwen3_native
 from numpy.typing import NDArray
 
 from .errors import FormatError
@@ -202,13 +203,9 @@ def floats(raw: bytes, dtype: str) -> NDArray[np.float32]:
     """The values of F32, F16, BF16 or F8_E4M3 data."""
     if dtype == "F32":
         return np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
-    if dtype == "F16":
-        return np.frombuffer(raw, "<f2").astype(np.float32)
     if dtype == "F8_E4M3":
         return _E4M3[np.frombuffer(raw, np.uint8)]
-    bits = np.frombuffer(raw, "<u2").astype(np.uint32)
-    bits <<= 16
-    return bits.view(np.float32)
+    return qwen3_native.dequantize(dtype, np.frombuffer(raw, np.uint8), len(raw) // 2)
 
 
 def _e4m3() -> NDArray[np.float32]:

@@ -48,7 +48,7 @@ RMSE = {
     "Q4_K": 0.0705,
     "Q5_K": 0.0347,
     "Q6_K": 0.0168,
-    "IQ4_NL": 0.0741,
+    "IQ4_NL": 0.0740,
     "IQ4_XS": 0.0746,
 }
 
@@ -260,7 +260,7 @@ def test_special_values(name: str, weighted: bool) -> None:
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ4_XS"])
 def test_rows_are_independent(name: str) -> None:
-    x, weights = gaussian(5, 512), np.linspace(0, 2, 512, dtype=np.float32)
+    x, weights = gaussian(5, 1536), np.linspace(0, 2, 1536, dtype=np.float32)
     together = qwen3_native.quantize(name, x, weights)
     alone = np.concatenate([qwen3_native.quantize(name, x[i : i + 1], weights) for i in range(5)])
     np.testing.assert_array_equal(together, alone)
