@@ -311,6 +311,17 @@ def test_each_expert_is_quantized_with_its_own_row(config: dict[str, Any], tmp_p
             np.testing.assert_array_equal(tensor.data, got[tensor.name].data)
 
 
+def test_the_types_follow_whether_importance_is_known(tmp_path: Path) -> None:
+    """As llama.cpp's do: in Q4_0 the first eighth of ffn_down has minima then."""
+    config = DENSE | WIDE | {"num_hidden_layers": 8}
+    source = write_checkpoint(tmp_path / "source", config)
+    write_imatrix(tmp_path / "i.gguf", list(made_up(config)), CORPUS)
+    kinds = {share.kind for share in predict(source, "Q4_0").shares}
+    with_it = predict(source, "Q4_0", imatrix=tmp_path / "i.gguf").shares
+    assert {share.kind for share in with_it} - kinds == {"Q4_1"}
+    assert next(share.n_tensors for share in with_it if share.kind == "Q4_1") == 1
+
+
 def test_the_file_says_which_importance_it_was_made_with(tmp_path: Path) -> None:
     config = DENSE | WIDE
     source = write_checkpoint(tmp_path / "source", config, tensors_of(config, 3))
