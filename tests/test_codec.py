@@ -334,7 +334,7 @@ def test_unknown_type() -> None:
 
 
 @pytest.mark.llama
-@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("values", [gaussian, heavy_tailed, nano_weights])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_error_against_ggml(name: str, values: Values, weighted: bool) -> None:

@@ -105,13 +105,15 @@ static inline void affine_pack(const batch *b, const int n, float top, const flo
     for (int g = 0; g < BATCH; g += LANES) {
         vf zero = {0}, limit = vf_set1(63), dv = vf_load(d + g), mv = vf_load(dmin + g);
         vf w = vf_load(fit->w + g), wx = vf_load(fit->wx + g);
-        vf s0 = vf_load(fit->scale + g) * vf_inverse(dv), m0 = vf_load(fit->min + g) * vf_inverse(mv);
+        vf s0 = vf_load(fit->scale + g) * vf_inverse(dv);
+        vf m0 = vf_load(fit->min + g) * vf_inverse(mv);
         s0 = vf_floor(vf_min(vf_max(s0, zero), limit));
         m0 = vf_floor(vf_min(vf_max(m0, zero), limit));
         vf best = vf_set1(INFINITY), best_scale = zero, best_min = zero;
         affine_sums best_sums = {zero, zero, zero};
         for (int k = 0; k < 4; k++) {
-            vf scale = vf_min(s0 + (float)(k & 1), limit), min = vf_min(m0 + (float)(k >> 1), limit);
+            vf scale = vf_min(s0 + (float)(k % 2), limit);
+            vf min = vf_min(m0 + (float)(k / 2), limit);
             vf inv = vf_inverse(scale * dv);
             affine_sums s = affine_measure(b, g, n, top, inv, min * mv * inv);
             vf error = affine_error(&s, w, wx, scale * dv, min * mv);

@@ -11,14 +11,14 @@
 
 /* ---- plain floats ---------------------------------------------------------- */
 
-static void encode_f32(const float *src, void *dst, size_t n, size_t column,
-                       size_t n_per_row, const float *importance) {
+static void encode_f32(const float *src, void *dst, size_t n, size_t column, size_t n_per_row,
+                       const float *importance) {
     (void)column, (void)n_per_row, (void)importance;
     memcpy(dst, src, n * sizeof *src);
 }
 
-static void encode_f16(const float *src, void *dst, size_t n, size_t column,
-                       size_t n_per_row, const float *importance) {
+static void encode_f16(const float *src, void *dst, size_t n, size_t column, size_t n_per_row,
+                       const float *importance) {
     (void)column, (void)n_per_row, (void)importance;
     for (size_t i = 0; i < n; i++) {
         f16_t h = f32_to_f16(src[i]);
@@ -26,8 +26,8 @@ static void encode_f16(const float *src, void *dst, size_t n, size_t column,
     }
 }
 
-static void encode_bf16(const float *src, void *dst, size_t n, size_t column,
-                        size_t n_per_row, const float *importance) {
+static void encode_bf16(const float *src, void *dst, size_t n, size_t column, size_t n_per_row,
+                        const float *importance) {
     (void)column, (void)n_per_row, (void)importance;
     for (size_t i = 0; i < n; i++) { /* to nearest even; finite, and no overflow */
         uint32_t bits;
@@ -72,13 +72,11 @@ static inline vi levels_at(const float *x, const rounding *r) {
 
 /* A block of 32 in 4 or, with qh, 5 bits. */
 static inline void store_levels(const float *x, const rounding *r, uint8_t qs[16], uint8_t qh[4]) {
-    static const int32_t bit[16] = {1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
-                                    1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
     vi fifth = {0};
     for (int i = 0; i < 16; i += LANES) {
         vi low = levels_at(x + i, r), high = levels_at(x + i + 16, r), place;
         vi_store_bytes(qs + i, (low & 15) | (high & 15) << 4);
-        memcpy(&place, bit + i, sizeof place);
+        for (int l = 0; l < LANES; l++) place[l] = 1 << (i + l);
         fifth |= ((low > 15) & place) | ((high > 15) & place << 16);
     }
     uint32_t bits = 0;

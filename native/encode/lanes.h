@@ -51,9 +51,9 @@ static inline vf vf_max(vf a, vf b) { return vf_pick(a > b, a, b); }
 /* The whole part of each. */
 static inline vi vi_of(vf a) { return __builtin_convertvector(a, vi); }
 
-/* The low byte of each. */
+/* The low byte of each. gcc 12 does not find the two instructions of AVX2. */
 static inline void vi_store_bytes(uint8_t *p, vi a) {
-#if defined(__AVX2__) && !defined(__AVX512F__) /* which gcc 12 does not find */
+#if defined(__AVX2__) && !defined(__AVX512F__)
     __m256i v = (__m256i)(a & 255);
     __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(words, words));
