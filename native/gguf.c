@@ -28,6 +28,7 @@ struct qwen3_file {
     qwen3_tensor *tensors;
     const qwen3_kv **kv_by_name; /* sorted, for look-ups and duplicates */
     const qwen3_tensor **tensor_by_name;
+    char *path;          /* NULL for an image in memory */
     qwen3_file **shards; /* the other files of a split model: their mappings hold the tensors */
     size_t n_shards;
 };
@@ -405,8 +406,20 @@ qwen3_file *gguf_open(const char *path, qwen3_error *err) {
         fail(err, QWEN3_ERR_IO, "cannot map %s: %s", path, strerror(mmap_errno));
         return NULL;
     }
-    return open_image(base, (size_t)st.st_size, true, err);
+    qwen3_file *f = open_image(base, (size_t)st.st_size, true, err);
+    if (f && !(f->path = strdup(path))) {
+        fail(err, QWEN3_ERR_MEMORY, "out of memory");
+        qwen3_file_close(f);
+        return NULL;
+    }
+    return f;
 }
+
+const char *gguf_path(const qwen3_file *f, uint32_t shard) {
+    return shard ? f->shards[shard - 1]->path : f->path;
+}
+
+uint32_t gguf_n_shards(const qwen3_file *f) { return 1 + (uint32_t)f->n_shards; }
 
 qwen3_status gguf_append(qwen3_file *f, qwen3_file **shards, size_t n, qwen3_error *err) {
     f->shards = shards;
@@ -435,6 +448,7 @@ void qwen3_file_close(qwen3_file *f) {
     for (size_t i = 0; i < f->n_shards; i++) qwen3_file_close(f->shards[i]);
     free(f->shards);
     if (f->mapped) munmap((void *)f->base, f->size);
+    free(f->path);
     free(f->kv);
     free(f->tensors);
     free(f->kv_by_name);

@@ -21,6 +21,9 @@ qwen3_file *gguf_open(const char *path, qwen3_error *err);
 /* Appends the tensors of n more shards. They and their malloc-ed array belong to the file from
  * here on, also on failure; it fails when a name stands twice. */
 qwen3_status gguf_append(qwen3_file *, qwen3_file **shards, size_t n, qwen3_error *err);
+/* Where a file of the model lies (shard as in qwen3_tensor), NULL for an image in memory. */
+const char *gguf_path(const qwen3_file *, uint32_t shard);
+uint32_t gguf_n_shards(const qwen3_file *);
 /* Whether two values are of one type and the same. */
 bool kv_equals(const qwen3_kv *, const qwen3_kv *);
 

@@ -1,0 +1,64 @@
+/* experts.h - the experts of a model that is larger than memory.
+ *
+ * A budget of bytes holds the experts that were used most of late; the others are read from the
+ * file when a layer has chosen them. Slots are address space: only what an expert takes of its
+ * slot is memory and counts.
+ */
+#ifndef QWEN3_EXPERTS_H
+#define QWEN3_EXPERTS_H
+
+#include <stdatomic.h>
+
+#include "qwen3.h"
+
+typedef struct expert_store expert_store;
+
+typedef enum { EXPERT_GATE, EXPERT_UP, EXPERT_DOWN, EXPERT_PARTS } expert_part;
+
+/* Where a layer has the matrices of one part: expert e's takes bytes from offset + e * bytes on. */
+typedef struct {
+    int file;
+    uint64_t offset;
+    size_t bytes;
+    uint32_t type;
+} expert_extent;
+
+typedef struct {
+    int n_layers, n_experts;
+    int n_used;                   /* experts that a token chooses in a layer */
+    const expert_extent *extents; /* [n_layers][EXPERT_PARTS] */
+    const char *const *paths;
+    int n_paths;
+} expert_bank;
+
+/* The least budget: what one token meets, of the largest layers. */
+uint64_t experts_least_budget(const expert_bank *);
+
+/* Copies what it needs of the bank. Refuses a budget below the least one. */
+expert_store *experts_open(const expert_bank *, uint64_t budget, int n_readers, qwen3_error *err);
+/* NULL is ignored. */
+void experts_close(expert_store *);
+
+/* How many experts may be wanted in one call. */
+int experts_most(const expert_store *);
+
+/* The n experts, each once, that a layer computes with from now on, and n_next others of it that
+ * it will want in the next call: those that are not there are read, in this order. None of them
+ * leaves before the next call. passing: as in prefill, where nearly all experts pass by and their
+ * choice says little of the tokens to come: they push out each other before those that stay.
+ * One thread calls it while no other is in the store. */
+void experts_want(expert_store *, int layer, const int32_t *experts, int n, const int32_t *next,
+                  int n_next, bool passing);
+/* Whether a wanted expert needed no reading. */
+bool experts_was_there(const expert_store *, int layer, int expert);
+/* The matrix of a wanted expert, as soon as it is there. After a failed read, and when *cancel
+ * becomes true, what it points to is of no use. Any thread. */
+const uint8_t *experts_matrix(expert_store *, int layer, int expert, expert_part,
+                              const atomic_bool *cancel);
+/* QWEN3_OK, or why a read has failed since the last call. The expert is read anew when it is wanted
+ * again. Called like experts_want. */
+qwen3_status experts_status(expert_store *, qwen3_error *err);
+
+qwen3_expert_stats experts_stats(const expert_store *);
+
+#endif

@@ -1,0 +1,230 @@
+/* readers.c - see readers.h. */
+#include "readers.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "error.h"
+
+enum { POLL_NS = 20000000 }; /* a signal handler sets a flag, but must not wake anybody */
+#ifdef __APPLE__
+static const clockid_t wait_clock = CLOCK_REALTIME; /* its conditions know no other */
+#else
+static const clockid_t wait_clock = CLOCK_MONOTONIC;
+#endif
+
+typedef struct {
+    char *path;
+    int fd;
+    bool direct;
+} source;
+
+struct readers {
+    source *files;
+    int n_files, n_threads;
+    read_check *check;
+    const void *arg;
+    pthread_mutex_t lock; /* of all that follows */
+    pthread_cond_t work, done;
+    read_request *first, **last;
+    bool quit;
+    pthread_t *threads;
+    _Atomic(uint64_t) bytes;
+    atomic_bool failed;
+};
+
+/* ---- reading ---------------------------------------------------------------------- */
+
+/* 0, an errno, or -1 when the file ends before the last byte that was asked for. */
+static int read_pages(const source *file, const read_request *r) {
+    uint64_t at = r->offset & ~(uint64_t)(READ_PAGE - 1), end = r->offset + r->size;
+    size_t whole = (size_t)((end - at + READ_PAGE - 1) & ~(uint64_t)(READ_PAGE - 1));
+    for (size_t got = 0; at + got < end;) {
+        ssize_t n = pread(file->fd, r->to + got, whole - got, (off_t)(at + got));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return errno;
+        if (n == 0) return -1;
+        got += (size_t)n;
+    }
+#ifdef POSIX_FADV_DONTNEED
+    if (!file->direct) (void)posix_fadvise(file->fd, (off_t)at, (off_t)whole, POSIX_FADV_DONTNEED);
+#endif
+    return 0;
+}
+
+static void finish(readers *p, read_request *r, int error) {
+    r->error = error > 0 ? error : 0;
+    if (error) atomic_store(&p->failed, true);
+    else atomic_fetch_add(&p->bytes, r->size);
+    pthread_mutex_lock(&p->lock);
+    atomic_store(&r->state, error ? READ_FAILED : READ_DONE);
+    pthread_cond_broadcast(&p->done);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void *work(void *arg) {
+    readers *p = arg;
+    for (;;) {
+        pthread_mutex_lock(&p->lock);
+        while (!p->first && !p->quit) pthread_cond_wait(&p->work, &p->lock);
+        read_request *r = p->first;
+        if (p->quit) r = NULL;
+        if (r && !(p->first = r->next)) p->last = &p->first;
+        pthread_mutex_unlock(&p->lock);
+        if (!r) return NULL;
+        int error = read_pages(&p->files[r->file], r);
+        if (!error && p->check && !p->check(p->arg, r)) error = EILSEQ;
+        finish(p, r, error);
+    }
+}
+
+void readers_submit(readers *p, read_request *r) {
+    r->next = NULL;
+    atomic_store(&r->state, READ_PENDING);
+    pthread_mutex_lock(&p->lock);
+    *p->last = r;
+    p->last = &r->next;
+    pthread_cond_signal(&p->work);
+    pthread_mutex_unlock(&p->lock);
+}
+
+bool readers_wait(readers *p, const read_request *r, const atomic_bool *cancel) {
+    if (atomic_load(&r->state) == READ_PENDING) {
+        pthread_mutex_lock(&p->lock);
+        while (atomic_load(&r->state) == READ_PENDING && !(cancel && atomic_load(cancel))) {
+            struct timespec until;
+            clock_gettime(wait_clock, &until);
+            until.tv_nsec += POLL_NS;
+            until.tv_sec += until.tv_nsec / 1000000000;
+            until.tv_nsec %= 1000000000;
+            pthread_cond_timedwait(&p->done, &p->lock, &until);
+        }
+        pthread_mutex_unlock(&p->lock);
+    }
+    return atomic_load(&r->state) == READ_DONE;
+}
+
+bool readers_failed(readers *p) { return atomic_exchange(&p->failed, false); }
+
+qwen3_status readers_error(const readers *p, const read_request *r, qwen3_error *err) {
+    const char *path = p->files[r->file].path;
+    if (r->error == 0)
+        return fail(err, QWEN3_ERR_FORMAT, "%s ends before byte %llu: it was cut while in use, "
+                    "fetch it again", path, (unsigned long long)(r->offset + r->size));
+    if (r->error == EILSEQ)
+        return fail(err, QWEN3_ERR_FORMAT, "%s holds a NaN or an infinity behind byte %llu: it is "
+                    "damaged, fetch it again", path, (unsigned long long)r->offset);
+    return fail(err, QWEN3_ERR_IO, "%s: reading byte %llu failed: %s", path,
+                (unsigned long long)r->offset, strerror(r->error));
+}
+
+uint64_t readers_bytes(const readers *p) { return atomic_load(&p->bytes); }
+
+bool readers_direct(const readers *p) { return p->files[0].direct; }
+
+/* ---- life --------------------------------------------------------------------------- */
+
+/* A file system may take the flag and refuse the read: one page is tried. */
+static bool open_direct(source *file) {
+#ifdef O_DIRECT
+    void *page;
+    file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (file->fd < 0) return false;
+    bool ok = posix_memalign(&page, READ_PAGE, READ_PAGE) == 0;
+    if (ok) {
+        ok = pread(file->fd, page, READ_PAGE, 0) >= 0;
+        free(page);
+    }
+    if (!ok) close(file->fd);
+    return ok;
+#else
+    (void)file;
+    return false;
+#endif
+}
+
+static bool open_file(source *file, const char *path) {
+    file->path = strdup(path);
+    if (!file->path) return false;
+    file->direct = open_direct(file);
+    if (!file->direct) file->fd = open(path, O_RDONLY | O_CLOEXEC);
+#ifdef F_NOCACHE
+    if (file->fd >= 0) (void)fcntl(file->fd, F_NOCACHE, 1); /* macOS */
+#endif
+    return file->fd >= 0;
+}
+
+static int start_threads(readers *p, int n) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* threads inherit it */
+    for (; p->n_threads < n; p->n_threads++)
+        if (pthread_create(&p->threads[p->n_threads], NULL, work, p)) break;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return p->n_threads;
+}
+
+static void init_conditions(readers *p) {
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+#ifndef __APPLE__
+    pthread_condattr_setclock(&attr, wait_clock);
+#endif
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->work, NULL);
+    pthread_cond_init(&p->done, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+readers *readers_new(const char *const *paths, int n_paths, int n_threads, read_check *check,
+                     const void *arg, qwen3_error *err) {
+    readers *p = calloc(1, sizeof *p);
+    if (!p) {
+        fail(err, QWEN3_ERR_MEMORY, "out of memory");
+        return NULL;
+    }
+    init_conditions(p);
+    p->check = check;
+    p->arg = arg;
+    p->last = &p->first;
+    p->files = calloc((size_t)n_paths, sizeof *p->files);
+    p->threads = calloc((size_t)n_threads, sizeof *p->threads);
+    bool ok = p->files && p->threads;
+    if (!ok) fail(err, QWEN3_ERR_MEMORY, "out of memory");
+    for (; ok && p->n_files < n_paths; p->n_files += ok)
+        if (!(ok = open_file(&p->files[p->n_files], paths[p->n_files]))) {
+            free(p->files[p->n_files].path);
+            fail(err, QWEN3_ERR_IO, "%s: cannot be opened: %s", paths[p->n_files], strerror(errno));
+        }
+    if (ok && start_threads(p, n_threads) < n_threads)
+        ok = fail(err, QWEN3_ERR_MEMORY, "the system refused %d threads for reading", n_threads) ==
+             QWEN3_OK;
+    if (ok) return p;
+    readers_free(p);
+    return NULL;
+}
+
+void readers_free(readers *p) {
+    if (!p) return;
+    pthread_mutex_lock(&p->lock);
+    p->quit = true;
+    pthread_cond_broadcast(&p->work);
+    pthread_mutex_unlock(&p->lock);
+    for (int i = 0; i < p->n_threads; i++) pthread_join(p->threads[i], NULL);
+    for (int i = 0; i < p->n_files; i++) {
+        close(p->files[i].fd);
+        free(p->files[i].path);
+    }
+    pthread_cond_destroy(&p->work);
+    pthread_cond_destroy(&p->done);
+    pthread_mutex_destroy(&p->lock);
+    free(p->files);
+    free(p->threads);
+    free(p);
+}

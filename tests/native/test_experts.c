@@ -1,0 +1,233 @@
+/* The expert store over a file whose bytes say where they lie: what is wanted is there, whatever
+ * the budget; who is used stays; a failed read is an error and no more. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "blocks.h"
+#include "experts.h"
+#include "readers.h"
+
+static int failures;
+
+#define CHECK(condition)                                                          \
+    do {                                                                          \
+        if (!(condition)) {                                                       \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);       \
+            failures++;                                                           \
+        }                                                                         \
+    } while (0)
+
+enum { LAYERS = 5, EXPERTS = 16, USED = 3 };
+
+static uint32_t state = 1;
+
+static int below(int n) {
+    state = state * 1664525 + 1013904223;
+    return (int)((state >> 8) % (uint32_t)n);
+}
+
+/* The four bytes at a place of the file: finite as a float, and no two alike. */
+static uint32_t word_at(uint64_t offset) { return (uint32_t)(offset / 4) & 0x3fffffff; }
+
+typedef struct {
+    char path[64];
+    expert_extent extents[LAYERS * EXPERT_PARTS];
+    expert_bank bank;
+    const char *paths[1];
+} bank_file;
+
+static void new_bank(bank_file *b, bool aligned) {
+    snprintf(b->path, sizeof b->path, "test-experts-%d.bin", (int)getpid());
+    FILE *file = fopen(b->path, "wb");
+    if (!file) abort();
+    uint64_t at = aligned ? 4096 : 36;
+    for (int i = 0; i < LAYERS * EXPERT_PARTS; i++) {
+        size_t bytes = aligned ? 4096u * (size_t)(1 + i % 4) : 4u * (size_t)(300 + below(3000));
+        b->extents[i] = (expert_extent){0, at, bytes, TYPE_F32};
+        at += EXPERTS * bytes + (aligned ? 4096 : 4u * (size_t)below(40));
+    }
+    for (uint64_t i = 0; i < at; i += 4) {
+        uint32_t word = word_at(i);
+        fwrite(&word, 4, 1, file);
+    }
+    fclose(file);
+    b->paths[0] = b->path;
+    b->bank = (expert_bank){LAYERS, EXPERTS, USED, b->extents, b->paths, 1};
+}
+
+static bool right(expert_store *s, const bank_file *b, int layer, int expert) {
+    for (int part = 0; part < EXPERT_PARTS; part++) {
+        const expert_extent *e = &b->extents[layer * EXPERT_PARTS + part];
+        const uint8_t *p = experts_matrix(s, layer, expert, (expert_part)part, NULL);
+        for (size_t i = 0; i < e->bytes; i += 4) {
+            uint32_t word;
+            memcpy(&word, p + i, 4);
+            if (word != word_at(e->offset + (uint64_t)expert * e->bytes + i)) return false;
+        }
+    }
+    return true;
+}
+
+static expert_store *open_store(const bank_file *b, uint64_t budget, int n_readers) {
+    qwen3_error err = {0};
+    expert_store *s = experts_open(&b->bank, budget, n_readers, &err);
+    if (!s) {
+        fprintf(stderr, "%s\n", err.text);
+        abort();
+    }
+    return s;
+}
+
+static int distinct(int32_t *out, int n) {
+    for (int i = 0; i < n; i++) {
+        out[i] = below(EXPERTS);
+        for (int k = 0; k < i; k++)
+            if (out[k] == out[i]) i--, k = n;
+    }
+    return n;
+}
+
+static void test_contents(bool aligned) {
+    bank_file b;
+    new_bank(&b, aligned);
+    uint64_t least = experts_least_budget(&b.bank);
+    for (int spare = 0; spare < 8; spare++) {
+        expert_store *s = open_store(&b, least + (uint64_t)spare * least / 2, 1 + spare % 4);
+        for (int step = 0; step < 60; step++) {
+            bool passing = below(6) == 0;
+            int layer = step % LAYERS, n = 1 + below(USED), n_next = below(4);
+            int32_t all[USED + 4];
+            distinct(all, n + n_next);
+            experts_want(s, layer, all, n, all + n, n_next, passing);
+            for (int i = 0; i < n; i++) CHECK(right(s, &b, layer, all[i]));
+            CHECK(experts_stats(s).used <= experts_stats(s).budget);
+            CHECK(experts_status(s, NULL) == QWEN3_OK);
+        }
+        qwen3_expert_stats stats = experts_stats(s);
+        CHECK(stats.hits + stats.misses >= 60 && stats.bytes_read > 0);
+        experts_close(s);
+    }
+    remove(b.path);
+}
+
+/* With room for all of them each is read once. */
+static void test_resident(void) {
+    bank_file b;
+    new_bank(&b, false);
+    expert_store *s = open_store(&b, EXPERTS * experts_least_budget(&b.bank), 2);
+    for (int round = 0; round < 3; round++)
+        for (int layer = 0; layer < LAYERS; layer++)
+            for (int32_t e = 0; e < EXPERTS; e++) {
+                experts_want(s, layer, &e, 1, NULL, 0, round == 0);
+                CHECK(experts_was_there(s, layer, e) == (round > 0));
+                CHECK(right(s, &b, layer, e));
+            }
+    qwen3_expert_stats stats = experts_stats(s);
+    CHECK(stats.misses == LAYERS * EXPERTS && stats.hits == 2 * LAYERS * EXPERTS);
+    experts_close(s);
+    remove(b.path);
+}
+
+/* An expert that every other token uses outlives those that are used once, and a prompt that
+ * passes. */
+static void test_policy(void) {
+    bank_file b;
+    new_bank(&b, true);
+    expert_store *s = open_store(&b, experts_least_budget(&b.bank), 2);
+    int32_t often = 7;
+    for (int token = 0; token < 40; token++)
+        for (int layer = 0; layer < LAYERS; layer++) {
+            int32_t others[2] = {token % 7, 8 + token % 8};
+            experts_want(s, layer, others, 2, NULL, 0, false);
+            CHECK(right(s, &b, layer, others[0]) && right(s, &b, layer, others[1]));
+            if (token % 2) continue;
+            experts_want(s, layer, &often, 1, NULL, 0, false);
+            CHECK(token < 20 || experts_was_there(s, layer, often)); /* it takes some uses */
+            CHECK(right(s, &b, layer, often));
+        }
+    for (int layer = 0; layer < LAYERS; layer++)
+        for (int32_t e = 0; e < EXPERTS; e++) {
+            if (e == often) continue;
+            experts_want(s, layer, &e, 1, NULL, 0, true);
+            CHECK(right(s, &b, layer, e));
+        }
+    for (int layer = 0; layer < LAYERS; layer++) {
+        experts_want(s, layer, &often, 1, NULL, 0, false);
+        CHECK(experts_was_there(s, layer, often));
+        CHECK(right(s, &b, layer, often));
+    }
+    experts_close(s);
+    remove(b.path);
+}
+
+/* A file that is cut, and one with a NaN: an error that names it; after repair all is well. */
+static void test_failures(void) {
+    bank_file b;
+    new_bank(&b, false);
+    expert_store *s = open_store(&b, experts_least_budget(&b.bank), 2);
+    const expert_extent *last = &b.extents[LAYERS * EXPERT_PARTS - 1];
+    uint64_t end = last->offset + EXPERTS * last->bytes;
+    int32_t e = EXPERTS - 1;
+    qwen3_error err = {0};
+    CHECK(truncate(b.path, (off_t)(end - 4)) == 0);
+    experts_want(s, LAYERS - 1, &e, 1, NULL, 0, false);
+    (void)experts_matrix(s, LAYERS - 1, e, EXPERT_DOWN, NULL);
+    CHECK(experts_status(s, &err) == QWEN3_ERR_FORMAT && strstr(err.text, b.path));
+    CHECK(experts_status(s, &err) == QWEN3_OK);
+    FILE *file = fopen(b.path, "r+b");
+    uint32_t nan = 0x7fc00000, word = word_at(end - 4);
+    fseek(file, (long)end - 4, SEEK_SET);
+    fwrite(&nan, 4, 1, file);
+    fflush(file);
+    experts_want(s, LAYERS - 1, &e, 1, NULL, 0, false);
+    (void)experts_matrix(s, LAYERS - 1, e, EXPERT_DOWN, NULL);
+    CHECK(experts_status(s, &err) == QWEN3_ERR_FORMAT && strstr(err.text, "NaN"));
+    fseek(file, (long)end - 4, SEEK_SET);
+    fwrite(&word, 4, 1, file);
+    fclose(file);
+    experts_want(s, LAYERS - 1, &e, 1, NULL, 0, false);
+    CHECK(right(s, &b, LAYERS - 1, e) && experts_status(s, &err) == QWEN3_OK);
+    experts_close(s);
+
+    CHECK(!experts_open(&b.bank, experts_least_budget(&b.bank) - 1, 1, &err));
+    CHECK(err.status == QWEN3_ERR_ARG);
+    remove(b.path);
+    CHECK(!experts_open(&b.bank, experts_least_budget(&b.bank), 1, &err));
+    CHECK(err.status == QWEN3_ERR_IO && strstr(err.text, b.path));
+}
+
+/* A step that is cancelled leaves reads behind; what follows them is right. */
+static void test_cancel(void) {
+    bank_file b;
+    new_bank(&b, true);
+    expert_store *s = open_store(&b, experts_least_budget(&b.bank), 1);
+    atomic_bool cancel = true;
+    for (int step = 0; step < 100; step++) {
+        int32_t experts[USED];
+        distinct(experts, USED);
+        experts_want(s, step % LAYERS, experts, USED, NULL, 0, false);
+        (void)experts_matrix(s, step % LAYERS, experts[0], EXPERT_DOWN, &cancel);
+        if (step % 3 == 0) CHECK(right(s, &b, step % LAYERS, experts[1]));
+    }
+    experts_close(s);
+    for (int i = 0; i < 200; i++) { /* closed with reads under way */
+        int32_t experts[USED];
+        s = open_store(&b, experts_least_budget(&b.bank), 3);
+        experts_want(s, 0, experts, distinct(experts, USED), NULL, 0, false);
+        experts_close(s);
+    }
+    remove(b.path);
+}
+
+int main(void) {
+    test_contents(true);
+    test_contents(false);
+    test_resident();
+    test_policy();
+    test_failures();
+    test_cancel();
+    printf("experts: %s\n", failures ? "FAILED" : "ok");
+    return failures != 0;
+}
