@@ -193,12 +193,12 @@ struct Tokenizer { // copies what it needs of a file
 
 struct Model {
     qwen3_model *model;
-    Model(const nb::bytes &path, int threads) {
+    Model(const nb::bytes &path, int threads, uint64_t expert_bytes) {
         qwen3_error err;
         string name = path_of(path);
         {
             nb::gil_scoped_release release;
-            model = qwen3_model_open(name.c_str(), threads, &err);
+            model = qwen3_model_open(name.c_str(), threads, expert_bytes, &err);
         }
         if (!model) raise(err);
     }
@@ -225,6 +225,18 @@ struct Model {
         d["yarn_factor"] = c->yarn_factor;
         d["tied_embedding"] = c->tied_embedding;
         d["kv"] = kv_names[c->default_kv];
+        return d;
+    }
+    nb::dict expert_stats() const {
+        qwen3_expert_stats s = qwen3_model_expert_stats(model);
+        nb::dict d;
+        d["budget_bytes"] = s.budget;
+        d["used_bytes"] = s.used;
+        d["hits"] = s.hits;
+        d["misses"] = s.misses;
+        d["bytes_read"] = s.bytes_read;
+        d["stall_s"] = s.stall_s;
+        d["direct"] = s.direct;
         return d;
     }
 };
@@ -272,9 +284,12 @@ using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
 using OwnedFloats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
 using OwnedRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
+using Routes = nb::ndarray<const int32_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
 struct Session {
     qwen3_session *session;
-    size_t n_vocab;
+    size_t n_vocab, n_layers, n_used;
+    std::vector<int32_t> forced;
     mutable std::atomic_flag busy = ATOMIC_FLAG_INIT;
     Session(const Model &m, int32_t n_ctx, const string &kv) {
         const char *const *name = std::find(std::begin(kv_names), std::end(kv_names), kv);
@@ -283,6 +298,8 @@ struct Session {
         session = qwen3_session_new(m.model, n_ctx, (qwen3_kv_type)(name - kv_names), &err);
         if (!session) raise(err);
         n_vocab = (size_t)qwen3_model_config(m.model)->n_vocab;
+        n_layers = (size_t)qwen3_model_config(m.model)->n_layers;
+        n_used = (size_t)qwen3_model_config(m.model)->n_experts_used;
     }
     Session(const Session &) = delete;
     ~Session() { qwen3_session_free(session); }
@@ -307,6 +324,16 @@ struct Session {
             status = qwen3_extend(session, ids.data(), ids.size(), &err);
         }
         if (status != QWEN3_OK) raise(err);
+    }
+    void force_routes(const Routes &routes) {
+        Turn turn(busy);
+        qwen3_error err;
+        std::vector<int32_t> copy(routes.data(), routes.data() + routes.size());
+        if (routes.shape(1) != n_layers || routes.shape(2) != n_used)
+            throw nb::value_error("routes are int32[tokens, layers, experts used]");
+        if (qwen3_session_force_routes(session, copy.data(), routes.shape(0), &err) != QWEN3_OK)
+            raise(err);
+        forced = std::move(copy); // the data stay where they are
     }
     void observe(const Importance *importance) {
         Turn turn(busy);
@@ -486,8 +513,8 @@ NB_MODULE(qwen3_native, m) {
              "max_items"_a = -1)
         .def("value_types", [](const File &f) { return value_types(f.file); })
         .def("tensors", [](const File &f) { return tensor_table(f.file); })
-        .def("data_offsets", [](const File &f) { return data_offsets(f.file); })
         .def("shards", [](const File &f) { return shard_numbers(f.file); })
+        .def("data_offsets", [](const File &f) { return data_offsets(f.file); })
         .def("read_rows",
              [](const File &f, const string &name, size_t start, size_t stop) {
                  return read_rows(f.file, name, start, stop);
@@ -527,6 +554,7 @@ NB_MODULE(qwen3_native, m) {
         .def("ids", &Session::ids)
         .def("sync", &Session::sync, "ids"_a)
         .def("extend", &Session::extend, "ids"_a)
+        .def("force_routes", &Session::force_routes, "routes"_a)
         .def("observe", &Session::observe, "importance"_a.none(), nb::keep_alive<1, 2>())
         .def("extend_logits", &Session::extend_logits, "ids"_a)
         .def("fill", &Session::fill, "n"_a)
@@ -536,9 +564,11 @@ NB_MODULE(qwen3_native, m) {
         .def("cancel", [](Session &s) { qwen3_session_cancel(s.session); });
 
     nb::class_<Model>(m, "Model")
-        .def(nb::init<const nb::bytes &, int>(), "path"_a, "threads"_a = 0)
+        .def(nb::init<const nb::bytes &, int, uint64_t>(), "path"_a, "threads"_a = 0,
+             "expert_bytes"_a = 0)
         .def_prop_ro("config", &Model::config)
         .def_prop_ro("threads", [](const Model &x) { return qwen3_model_n_threads(x.model); })
+        .def_prop_ro("expert_stats", &Model::expert_stats)
         .def_prop_ro("isa", [](const Model &x) { return qwen3_model_isa(x.model); })
         .def("metadata",
              [](const Model &x, int64_t max) { return metadata(qwen3_model_file(x.model), max); },

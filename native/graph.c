@@ -79,11 +79,55 @@ static void leave_last_token(step *s, const layer *l, int index, int tid) {
 static void observe(const step *s, int index, importance_site at, const vectors *x,
                     const routing *route, const int32_t *token, int tid) {
     qwen3_importance *im = s->work->importance;
-    if (im) importance_add(im, index, at, x->f, route->n_experts, route->start, token, tid);
+    if (im) importance_add(im, index, at, x->f, route->last, route->start, token, tid);
 }
 
-static void look_for_cancel(step *s, int tid) {
-    if (tid == 0) s->cancelled = atomic_exchange(s->cancel, false);
+/* Thread 0 decides for all whether to go on. */
+static void look_for_end(step *s, int tid) {
+    expert_store *experts = s->work->model->experts;
+    if (tid != 0) return;
+    if (experts) s->status = experts_status(experts, s->err);
+    if (atomic_exchange(s->cancel, false)) s->status = QWEN3_ERR_CANCELLED;
+}
+
+/* ---- feed-forward ------------------------------------------------------------------ */
+
+static void feed_forward(step *s, const layer *l, const vectors *x, const routing *route, int tid) {
+    gate_and_up(s, l, x, route, tid);
+    pool_barrier(s->work->model->pool, tid);
+    multiply_add(s, &l->down, &s->work->hidden, route, tid);
+}
+
+/* At most n of the experts from *first on that have entries, into list; moves *first past them. */
+static int next_experts(const routing *route, int *first, int n, int32_t *list) {
+    int found = 0;
+    for (; found < n && *first < route->last; ++*first)
+        if (route->start[*first] < route->start[*first + 1]) list[found++] = *first;
+    return found;
+}
+
+/* The same with experts that may have to be read: in groups, and while one is computed the next
+ * comes. The groups follow each other as the experts do, so that the sums are the same. */
+static void feed_forward_from_store(step *s, const layer *l, const vectors *x,
+                                    const routing *chosen, int tid) {
+    enum { GROUP = 8, FEW_TOKENS = 8 };
+    qwen3_model *m = s->work->model;
+    int most = experts_most(m->experts), size = most < 2 * GROUP ? (most + 1) / 2 : GROUP, at = 0;
+    int32_t list[2][GROUP];
+    int n = next_experts(chosen, &at, size, list[0]);
+    for (int i = 0, n_next; n > 0; i ^= 1, n = n_next) {
+        routing group = *chosen;
+        group.layer = (int)(l - m->layers);
+        group.first = list[i][0];
+        group.last = list[i][n - 1] + 1;
+        n_next = next_experts(chosen, &at, most - n < size ? most - n : size, list[i ^ 1]);
+        if (tid == 0)
+            experts_want(m->experts, group.layer, list[i], n, list[i ^ 1], n_next,
+                         s->n > FEW_TOKENS);
+        pool_barrier(m->pool, tid);
+        feed_forward(s, l, x, &group, tid);
+        if (n_next) pool_barrier(m->pool, tid);
+    }
 }
 
 static void forward(void *arg, int tid, int n_threads) {
@@ -92,9 +136,9 @@ static void forward(void *arg, int tid, int n_threads) {
     const workspace *ws = s->work;
     const qwen3_model *m = ws->model;
     embed(s, tid);
-    look_for_cancel(s, tid);
+    look_for_end(s, tid);
     pool_barrier(m->pool, tid);
-    for (int i = 0; i < m->config.n_layers && !s->cancelled; i++) {
+    for (int i = 0; i < m->config.n_layers && s->status == QWEN3_OK; i++) {
         const layer *l = &m->layers[i];
         bool moe = m->config.n_experts > 0;
         bool every_token = s->n_logits > 1 || ws->importance; /* is wanted, of the last layer too */
@@ -102,7 +146,7 @@ static void forward(void *arg, int tid, int n_threads) {
             leave_last_token(s, l, i, tid);
             if (s->n_logits == 0) return;
         }
-        const routing all = {1, (int32_t[]){0, s->n}, NULL, NULL};
+        const routing all = {-1, 0, 1, (int32_t[]){0, s->n}, NULL, NULL};
 
         bool act = takes_act(&l->q) || takes_act(&l->k) || takes_act(&l->v);
         vectors x = norm(s, l->attn_norm, act, tid);
@@ -119,22 +163,21 @@ static void forward(void *arg, int tid, int n_threads) {
         x = norm(s, l->ffn_norm, act, tid);
         routing chosen = moe ? route(s, l, &x, tid) : all;
         observe(s, i, INTO_GATE_UP, &x, &chosen, chosen.token, tid);
-        gate_and_up(s, l, &x, &chosen, tid);
-        pool_barrier(m->pool, tid);
+        if (m->experts) feed_forward_from_store(s, l, &x, &chosen, tid);
+        else feed_forward(s, l, &x, &chosen, tid);
         observe(s, i, INTO_DOWN, &ws->hidden, &chosen, NULL, tid);
-        multiply_add(s, &l->down, &ws->hidden, &chosen, tid);
-        look_for_cancel(s, tid);
+        look_for_end(s, tid);
         pool_barrier(m->pool, tid);
     }
-    if (s->cancelled || s->n_logits == 0) return;
+    if (s->status != QWEN3_OK || s->n_logits == 0) return;
     vectors x = norm(s, m->output_norm, takes_act(&m->output), tid);
     x = vectors_from(x, s->n - s->n_logits);
     multiply(s, &x, s->n_logits, &(product){&m->output, s->logits}, 1, tid);
 }
 
-bool graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos, int n_logits,
-                   float *logits, atomic_bool *cancel) {
-    step s = {ws, kv, ids, n, pos, n_logits, logits, cancel, false};
+qwen3_status graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos,
+                           int n_logits, float *logits, atomic_bool *cancel, qwen3_error *err) {
+    step s = {ws, kv, ids, n, pos, n_logits, logits, cancel, err, QWEN3_OK};
     pool_run(ws->model->pool, forward, &s);
-    return !s.cancelled;
+    return s.status;
 }

@@ -17,6 +17,7 @@
 #include "cpu/machine.h"
 #include "error.h"
 #include "gguf.h"
+#include "offload.h"
 
 /* ---- metadata ------------------------------------------------------------- */
 
@@ -303,7 +304,8 @@ static qwen3_status init_rope(qwen3_model *m, qwen3_error *err) {
 
 /* ---- public --------------------------------------------------------------- */
 
-qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error *err) {
+qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, uint64_t expert_bytes,
+                                   qwen3_error *err) {
     qwen3_model *m = calloc(1, sizeof *m);
     if (!m) {
         fail(err, QWEN3_ERR_MEMORY, "out of memory");
@@ -321,7 +323,9 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error 
     int threads = n_threads ? n_threads : machine_threads();
     if (status == QWEN3_OK && !(m->pool = pool_new(threads)))
         status = fail(err, QWEN3_ERR_MEMORY, "the system refused %d threads: use fewer", threads);
-    if (status == QWEN3_OK) status = check_weights(file, physical_memory(), m->pool, err);
+    uint64_t memory = expert_bytes ? 0 : physical_memory(); /* experts are checked as they come */
+    if (status == QWEN3_OK) status = check_weights(file, memory, m->pool, err);
+    if (status == QWEN3_OK && expert_bytes) status = offload_experts(m, expert_bytes, err);
     if (status != QWEN3_OK) {
         qwen3_model_close(m);
         return NULL;
@@ -329,14 +333,16 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, qwen3_error 
     return m;
 }
 
-qwen3_model *qwen3_model_open(const char *path, int n_threads, qwen3_error *err) {
+qwen3_model *qwen3_model_open(const char *path, int n_threads, uint64_t expert_bytes,
+                              qwen3_error *err) {
     qwen3_file *file = qwen3_file_open(path, err);
-    return file ? qwen3_model_from_file(file, n_threads, err) : NULL;
+    return file ? qwen3_model_from_file(file, n_threads, expert_bytes, err) : NULL;
 }
 
 void qwen3_model_close(qwen3_model *m) {
     if (!m) return;
     if (m->pool) pool_free(m->pool);
+    release_experts(m);
     qwen3_file_close(m->file);
     free(m->layers);
     free(m->norms);

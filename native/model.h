@@ -6,6 +6,7 @@
 
 #include "backend.h"
 #include "cpu/pool.h"
+#include "experts.h"
 #include "qwen3.h"
 
 /* A matrix [n_out][n_in] in the file's own layout, or n_experts of them. */
@@ -34,6 +35,9 @@ struct qwen3_model {
     weight embedding, output; /* [n_vocab][n_embd] */
     const float *output_norm; /* [n_embd] */
     layer *layers;
+    expert_store *experts; /* NULL: all experts are in the mapping, or there are none */
+    uint8_t *dense;        /* with a store: the weights that every token needs, out of the mapping */
+    size_t dense_bytes;
     float *norms;       /* every norm vector, decoded; the pointers above lead here */
     float *rope_freq;   /* [head_dim / 2], radians per position, YaRN applied */
     float rope_scale;   /* factor on cos and sin, 1 without YaRN */

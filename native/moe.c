@@ -39,6 +39,27 @@ static void group_by_expert(const qwen3_config *c, int n, const int32_t *experts
     start[0] = 0;
 }
 
+/* As choose, from a list: see qwen3_session_force_routes. */
+static void obey(const step *s, const layer *l, int token, int32_t *experts, float *weights) {
+    const workspace *ws = s->work;
+    int slots = ws->model->config.n_experts_used;
+    size_t at = (size_t)(s->pos + token) % ws->n_routes * (size_t)ws->model->config.n_layers;
+    const int32_t *routes = ws->routes + (at + (size_t)(l - ws->model->layers)) * (size_t)slots;
+    for (int slot = 0; slot < slots; slot++) {
+        experts[slot] = routes[slot];
+        weights[slot] = 1 / (float)slots;
+    }
+}
+
+/* Of one token of the step. */
+static void choose_for(const step *s, const layer *l, int token, float *scratch, int32_t *experts,
+                       float *weights) {
+    const qwen3_config *c = &s->work->model->config;
+    const float *logits = s->work->router + (size_t)token * (size_t)c->n_experts;
+    if (s->work->routes) obey(s, l, token, experts, weights);
+    else choose(c, logits, scratch, experts, weights);
+}
+
 routing route(const step *s, const layer *l, const vectors *x, int tid) {
     const workspace *ws = s->work;
     const qwen3_config *c = &ws->model->config;
@@ -51,16 +72,15 @@ routing route(const step *s, const layer *l, const vectors *x, int tid) {
     multiply(s, x, s->n, &(product){&l->router, ws->router}, 1, tid);
     pool_barrier(p, tid);
     if (s->n == 1) {
-        choose(c, ws->router, scratch, experts, weights);
+        choose_for(s, l, 0, scratch, experts, weights);
         group_by_expert(c, slots, experts, weights, start, token, weight);
     } else {
         for (int t; (t = pool_claim(p, tid, s->n)) >= 0;)
-            choose(c, ws->router + (size_t)t * (size_t)c->n_experts, scratch, experts + t * slots,
-                   weights + t * slots);
+            choose_for(s, l, t, scratch, experts + t * slots, weights + t * slots);
         pool_barrier(p, tid);
         if (tid == 0)
             group_by_expert(c, s->n * slots, experts, weights, start, token, weight);
         pool_barrier(p, tid);
     }
-    return (routing){c->n_experts, start, token, weight};
+    return (routing){-1, 0, c->n_experts, start, token, weight};
 }

@@ -32,6 +32,12 @@ double qwen3_probe_f32(qwen3_probe *);
  * no logits. */
 qwen3_status qwen3_session_fill(qwen3_session *, size_t n, qwen3_error *err);
 
+/* From now on the token at position p takes the experts routes[p % n_tokens][n_layers]
+ * [n_experts_used], distinct in a layer, all with the same weight, whatever the router says: to replay a
+ * trace, or the worst case. The array outlives the session; NULL gives the router its say back. */
+qwen3_status qwen3_session_force_routes(qwen3_session *, const int32_t *routes, size_t n_tokens,
+                                        qwen3_error *err);
+
 #ifdef __cplusplus
 }
 #endif

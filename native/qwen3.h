@@ -128,16 +128,30 @@ typedef struct {
 
 /* Maps the file, checks every tensor against the metadata and every weight for NaN and infinity
  * (experts only if the file fits into half of the memory). n_threads 0: one per
- * physical (performance) core, within the CPU quota of a container. The variable
+ * physical (performance) core, within the CPU quota of a container. expert_bytes 0: experts are
+ * used in the mapping; else so many bytes of memory hold those of late use, the others are read from
+ * the file when they are needed, and what every token needs is held in memory beside them.
+ * QWEN3_ERR_ARG names the least amount. The variable
  * QWEN3_ISA names the backend to use. A fork has to open the model anew. */
-qwen3_model *qwen3_model_open(const char *path, int n_threads, qwen3_error *err);
+qwen3_model *qwen3_model_open(const char *path, int n_threads, uint64_t expert_bytes,
+                              qwen3_error *err);
 /* As above, over a file that the model takes and closes, also on failure. */
-qwen3_model *qwen3_model_from_file(qwen3_file *, int n_threads, qwen3_error *err);
+qwen3_model *qwen3_model_from_file(qwen3_file *, int n_threads, uint64_t expert_bytes,
+                                   qwen3_error *err);
 void qwen3_model_close(qwen3_model *);
 const qwen3_config *qwen3_model_config(const qwen3_model *);
 const qwen3_file *qwen3_model_file(const qwen3_model *);
 int qwen3_model_n_threads(const qwen3_model *);
 const char *qwen3_model_isa(const qwen3_model *);
+/* What became of the expert_bytes; all 0 for a model opened without. Not while a session computes. */
+typedef struct {
+    uint64_t budget, used; /* bytes */
+    uint64_t hits, misses; /* experts that a layer wanted, and did not have to read or did */
+    uint64_t bytes_read;
+    double stall_s;        /* in which a thread waited for a read */
+    bool direct;           /* reads go past the page cache */
+} qwen3_expert_stats;
+qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *);
 /* The index-th backend that can run on this machine, NULL after the last. */
 const char *qwen3_isa(size_t index);
 

@@ -42,8 +42,10 @@ class Tokenizer:
         """The bytes of the tokens, one after the other."""
 
 class Model:
-    def __init__(self, path: bytes, threads: int = 0) -> None: ...
+    def __init__(self, path: bytes, threads: int = 0, expert_bytes: int = 0) -> None: ...
     config: dict[str, Any]
+    expert_stats: dict[str, Any]
+    """budget_bytes, used_bytes, hits, misses, bytes_read, stall_s, direct"""
     threads: int
     isa: str
     def tokenizer(self) -> Tokenizer: ...
@@ -61,6 +63,8 @@ class Session:
     def extend_logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """[len(ids), n_vocab]"""
     def fill(self, n: int) -> None: ...
+    def force_routes(self, routes: NDArray[np.int32]) -> None:
+        """[tokens, layers, experts used]: what the token at position p takes is routes[p % tokens]."""
     def logits(self) -> NDArray[np.float32]: ...
     def sample(
         self,

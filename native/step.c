@@ -93,41 +93,47 @@ void multiply(const step *s, const vectors *x, int n, const product *products, i
         }
 }
 
-static weight expert(const weight *all, int e) {
+static weight expert(const step *s, const weight *all, const routing *route, expert_part part,
+                     int e) {
     weight w = *all;
-    w.data += (size_t)e * matrix_bytes(all);
+    if (route->layer < 0) w.data += (size_t)e * matrix_bytes(all);
+    else w.data = experts_matrix(s->work->model->experts, route->layer, e, part, s->cancel);
     return w;
 }
 
 static size_t experts_bytes(const weight *w, const routing *route) {
     size_t bytes = 0;
-    for (int e = 0; e < route->n_experts; e++)
+    for (int e = route->first; e < route->last; e++)
         if (route->start[e] < route->start[e + 1]) bytes += matrix_bytes(w);
     return bytes;
 }
 
-/* A stripe of hidden for n entries, whose vectors are x[index[0]], ... */
-static void gate_and_up_rows(const step *s, const layer *l, int e, stripe at, const vectors *x,
-                             const int32_t *index, int n, vectors hidden, float *up_y) {
+/* A stripe of hidden for n entries, whose vectors are x[index[0]], ...; act: for a down that
+ * takes the quantized form. */
+static void gate_and_up_rows(const step *s, const weight *gate, const weight *up, bool act,
+                             stripe at, const vectors *x, const int32_t *index, int n,
+                             vectors hidden, float *up_y) {
     const backend *cpu = s->work->model->cpu;
-    weight gate = expert(&l->gate, e), up = expert(&l->up, e);
     int first = at.rows.first, last = at.rows.last, height = last - first;
-    multiply_rows(s, &gate, at, x, index, n, hidden.f + first, (size_t)hidden.n);
-    multiply_rows(s, &up, at, x, index, n, up_y, (size_t)height);
+    multiply_rows(s, gate, at, x, index, n, hidden.f + first, (size_t)hidden.n);
+    multiply_rows(s, up, at, x, index, n, up_y, (size_t)height);
     for (int i = 0; i < n; i++, hidden = vectors_from(hidden, 1)) {
         cpu->swiglu(hidden.f + first, up_y + (size_t)i * (size_t)height, height);
-        if (takes_act(&l->down)) cpu->quantize(hidden.f, hidden.q, hidden.n, first, last);
+        if (act) cpu->quantize(hidden.f, hidden.q, hidden.n, first, last);
     }
 }
 
 /* A stripe for all entries of expert e. */
 static void gate_and_up_stripe(const step *s, const layer *l, int e, stripe at, const vectors *x,
                                const routing *route, float *scratch) {
+    weight gate = expert(s, &l->gate, route, EXPERT_GATE, e);
+    weight up = expert(s, &l->up, route, EXPERT_UP, e);
     int last = route->start[e + 1];
     for (int i = route->start[e]; i < last; i += TILE_COLUMNS) {
         int n = last - i < TILE_COLUMNS ? last - i : TILE_COLUMNS;
         vectors from = route->token ? *x : vectors_from(*x, i);
-        gate_and_up_rows(s, l, e, at, &from, route->token ? route->token + i : NULL, n,
+        gate_and_up_rows(s, &gate, &up, takes_act(&l->down), at, &from,
+                         route->token ? route->token + i : NULL, n,
                          vectors_from(s->work->hidden, i), scratch);
     }
 }
@@ -141,12 +147,12 @@ void gate_and_up(const step *s, const layer *l, const vectors *x, const routing 
         height[more] = stripe_height(s, phase_bytes, row_bytes, more ? TILE_COLUMNS : 1);
         count[more] = n_stripes(&l->gate, height[more]);
     }
-    for (int e = 0; e < route->n_experts; e++) {
+    for (int e = route->first; e < route->last; e++) {
         int n = route->start[e + 1] - route->start[e];
         if (n > 0) n_tasks += count[n > 1];
     }
     for (int task; (task = pool_claim(ws->model->pool, tid, n_tasks)) >= 0;)
-        for (int e = 0, base = 0; e < route->n_experts; e++) {
+        for (int e = route->first, base = 0; e < route->last; e++) {
             int n = route->start[e + 1] - route->start[e];
             if (n == 0) continue;
             if (task >= base && task < base + count[n > 1])
@@ -161,7 +167,7 @@ void gate_and_up(const step *s, const layer *l, const vectors *x, const routing 
 static void add_rows(const step *s, const weight *w, stripe at, const vectors *h,
                      const routing *route, int e, float *y) {
     const workspace *ws = s->work;
-    weight own = expert(w, e);
+    weight own = expert(s, w, route, EXPERT_DOWN, e);
     int height = at.rows.last - at.rows.first, last = route->start[e + 1];
     for (int first = route->start[e]; first < last; first += TILE_COLUMNS) {
         int n = last - first < TILE_COLUMNS ? last - first : TILE_COLUMNS;
@@ -184,8 +190,10 @@ void multiply_add(const step *s, const weight *w, const vectors *h, const routin
     int n_tasks = n_stripes(w, height);
     for (int task; (task = pool_claim(ws->model->pool, tid, n_tasks)) >= 0;) {
         stripe at = stripe_of(s, w, height, task, 0, n_tasks, tid);
-        for (int e = 0; e < route->n_experts; e++)
+        for (int e = route->first; e < route->last; e++) {
+            if (route->start[e] == route->start[e + 1]) continue;
             add_rows(s, w, at, h, route, e, ws->scratch + (size_t)tid * SCRATCH);
+        }
     }
 }
 

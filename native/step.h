@@ -33,6 +33,8 @@ static inline vectors vectors_from(vectors v, int i) {
 typedef struct {
     qwen3_model *model;
     qwen3_importance *importance; /* NULL: nobody counts what enters the matrices */
+    const int32_t *routes;        /* NULL: the router chooses; see qwen3_session_force_routes */
+    size_t n_routes;
     int batch;
     void *arena;
     float *x;                    /* [batch][n_embd] residual stream */
@@ -80,14 +82,16 @@ typedef struct {
     int n_logits;       /* of the last tokens: 0 to n */
     float *logits;      /* [n_logits][n_vocab] */
     atomic_bool *cancel;
-    bool cancelled;     /* written by thread 0 before a barrier */
+    qwen3_error *err;
+    qwen3_status status; /* not QWEN3_OK: stop; written by thread 0 before a barrier */
 } step;
 
-/* Which tokens each expert works for: those of its entries, in ascending order. A dense matrix
- * is one expert that every token takes. */
+/* Which tokens each of the experts [first, last) works for: those of its entries, in ascending
+ * order. A dense matrix is one expert that every token takes. */
 typedef struct {
-    int n_experts;
-    const int32_t *start; /* [n_experts + 1]: expert e has the entries [start[e], start[e + 1]) */
+    int layer;            /* of the store that holds the experts; -1: they lie one after the other */
+    int first, last;
+    const int32_t *start; /* expert e has the entries [start[e], start[e + 1]) */
     const int32_t *token; /* of an entry; NULL: entry i is token i */
     const float *weight;  /* of an entry; NULL: 1 */
 } routing;

@@ -70,7 +70,7 @@ static inline progress exercise_opened(qwen3_file *file, qwen3_error err) {
     sink = sum;
     (void)sink;
     exercise_tokenizer(file);
-    qwen3_model *model = qwen3_model_from_file(file, 1, &err);
+    qwen3_model *model = qwen3_model_from_file(file, 1, 0, &err);
     if (!model) {
         if (err.status == QWEN3_OK || !err.text[0]) abort();
         return LISTED;

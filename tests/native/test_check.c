@@ -87,7 +87,7 @@ static uint8_t *read_file(const char *path, size_t *len) {
 
 static bool opens(const uint8_t *image, size_t len, int threads, qwen3_error *err) {
     qwen3_file *file = qwen3_file_from_memory(image, len, err);
-    qwen3_model *model = file ? qwen3_model_from_file(file, threads, err) : NULL;
+    qwen3_model *model = file ? qwen3_model_from_file(file, threads, 0, err) : NULL;
     qwen3_model_close(model);
     return model != NULL;
 }

@@ -26,7 +26,7 @@ static void fill(int32_t *ids, int n, const qwen3_model *m, unsigned seed) {
 
 static qwen3_model *open_model(const char *path, int threads) {
     qwen3_error err;
-    qwen3_model *m = qwen3_model_open(path, threads, &err);
+    qwen3_model *m = qwen3_model_open(path, threads, 0, &err);
     if (!m) fprintf(stderr, "%s\n", err.text);
     expect(m != NULL, "the model opens");
     return m;

@@ -19,7 +19,7 @@ static void expect(bool ok, const char *what) {
 
 static qwen3_model *open_model(int threads) {
     qwen3_error err;
-    qwen3_model *m = qwen3_model_open(path, threads, &err);
+    qwen3_model *m = qwen3_model_open(path, threads, 0, &err);
     expect(m != NULL, "the model opens");
     return m;
 }
