@@ -421,6 +421,11 @@ const char *gguf_path(const qwen3_file *f, uint32_t shard) {
 
 uint32_t gguf_n_shards(const qwen3_file *f) { return 1 + (uint32_t)f->n_shards; }
 
+void gguf_forget(const qwen3_file *f) {
+    if (f->mapped) madvise((void *)f->base, f->size, MADV_DONTNEED);
+    for (size_t i = 0; i < f->n_shards; i++) gguf_forget(f->shards[i]);
+}
+
 qwen3_status gguf_append(qwen3_file *f, qwen3_file **shards, size_t n, qwen3_error *err) {
     f->shards = shards;
     f->n_shards = n;

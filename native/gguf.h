@@ -24,6 +24,8 @@ qwen3_status gguf_append(qwen3_file *, qwen3_file **shards, size_t n, qwen3_erro
 /* Where a file of the model lies (shard as in qwen3_tensor), NULL for an image in memory. */
 const char *gguf_path(const qwen3_file *, uint32_t shard);
 uint32_t gguf_n_shards(const qwen3_file *);
+/* Gives back the memory of all pages that were read; what is read again comes from the file. */
+void gguf_forget(const qwen3_file *);
 /* Whether two values are of one type and the same. */
 bool kv_equals(const qwen3_kv *, const qwen3_kv *);
 

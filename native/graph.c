@@ -84,7 +84,7 @@ static void observe(const step *s, int index, importance_site at, const vectors 
 
 /* Thread 0 decides for all whether to go on. */
 static void look_for_end(step *s, int tid) {
-    expert_store *experts = s->work->model->experts;
+    expert_store *experts = s->work->model->offload.experts;
     if (tid != 0) return;
     if (experts) s->status = experts_status(experts, s->err);
     if (atomic_exchange(s->cancel, false)) s->status = QWEN3_ERR_CANCELLED;
@@ -112,7 +112,7 @@ static void feed_forward_from_store(step *s, const layer *l, const vectors *x,
                                     const routing *chosen, int tid) {
     enum { GROUP = 8, FEW_TOKENS = 8 };
     qwen3_model *m = s->work->model;
-    int most = experts_most(m->experts), size = most < 2 * GROUP ? (most + 1) / 2 : GROUP, at = 0;
+    int most = experts_most(m->offload.experts), size = most < 2 * GROUP ? (most + 1) / 2 : GROUP, at = 0;
     int32_t list[2][GROUP];
     int n = next_experts(chosen, &at, size, list[0]);
     for (int i = 0, n_next; n > 0; i ^= 1, n = n_next) {
@@ -122,7 +122,7 @@ static void feed_forward_from_store(step *s, const layer *l, const vectors *x,
         group.last = list[i][n - 1] + 1;
         n_next = next_experts(chosen, &at, most - n < size ? most - n : size, list[i ^ 1]);
         if (tid == 0)
-            experts_want(m->experts, group.layer, list[i], n, list[i ^ 1], n_next,
+            experts_want(m->offload.experts, group.layer, list[i], n, list[i ^ 1], n_next,
                          s->n > FEW_TOKENS);
         pool_barrier(m->pool, tid);
         feed_forward(s, l, x, &group, tid);
@@ -163,7 +163,7 @@ static void forward(void *arg, int tid, int n_threads) {
         x = norm(s, l->ffn_norm, act, tid);
         routing chosen = moe ? route(s, l, &x, tid) : all;
         observe(s, i, INTO_GATE_UP, &x, &chosen, chosen.token, tid);
-        if (m->experts) feed_forward_from_store(s, l, &x, &chosen, tid);
+        if (m->offload.experts) feed_forward_from_store(s, l, &x, &chosen, tid);
         else feed_forward(s, l, &x, &chosen, tid);
         observe(s, i, INTO_DOWN, &ws->hidden, &chosen, NULL, tid);
         look_for_end(s, tid);

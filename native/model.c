@@ -17,7 +17,6 @@
 #include "cpu/machine.h"
 #include "error.h"
 #include "gguf.h"
-#include "offload.h"
 
 /* ---- metadata ------------------------------------------------------------- */
 
@@ -325,7 +324,8 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, uint64_t exp
         status = fail(err, QWEN3_ERR_MEMORY, "the system refused %d threads: use fewer", threads);
     uint64_t memory = expert_bytes ? 0 : physical_memory(); /* experts are checked as they come */
     if (status == QWEN3_OK) status = check_weights(file, memory, m->pool, err);
-    if (status == QWEN3_OK && expert_bytes) status = offload_experts(m, expert_bytes, err);
+    if (status == QWEN3_OK && expert_bytes)
+        status = offload_open(&m->offload, file, &m->config, m->layers, &m->output, expert_bytes, err);
     if (status != QWEN3_OK) {
         qwen3_model_close(m);
         return NULL;
@@ -342,7 +342,7 @@ qwen3_model *qwen3_model_open(const char *path, int n_threads, uint64_t expert_b
 void qwen3_model_close(qwen3_model *m) {
     if (!m) return;
     if (m->pool) pool_free(m->pool);
-    release_experts(m);
+    offload_release(&m->offload);
     qwen3_file_close(m->file);
     free(m->layers);
     free(m->norms);
@@ -352,6 +352,9 @@ void qwen3_model_close(qwen3_model *m) {
 
 const qwen3_config *qwen3_model_config(const qwen3_model *m) { return &m->config; }
 const qwen3_file *qwen3_model_file(const qwen3_model *m) { return m->file; }
+qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *m) {
+    return m->offload.experts ? experts_stats(m->offload.experts) : (qwen3_expert_stats){0};
+}
 int qwen3_model_n_threads(const qwen3_model *m) { return pool_size(m->pool); }
 const char *qwen3_model_isa(const qwen3_model *m) { return m->cpu->name; }
 

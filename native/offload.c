@@ -30,23 +30,24 @@ static uint8_t *move(weight *w, uint8_t *to) {
 }
 
 /* The embedding stays: a token reads a row of it, if it is not the output, too. */
-static qwen3_status move_dense(qwen3_model *m, qwen3_error *err) {
+static qwen3_status move_dense(offload *o, layer *layers, int n_layers, weight *output,
+                               qwen3_error *err) {
     weight *w[DENSE_OF_LAYER];
-    size_t bytes = aligned_bytes(&m->output);
-    for (int i = 0; i < m->config.n_layers; i++) {
-        dense_of_layer(&m->layers[i], w);
+    size_t bytes = aligned_bytes(output);
+    for (int i = 0; i < n_layers; i++) {
+        dense_of_layer(&layers[i], w);
         for (int k = 0; k < DENSE_OF_LAYER; k++) bytes += aligned_bytes(w[k]);
     }
-    m->dense_bytes = bytes;
-    m->dense = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m->dense == MAP_FAILED) {
-        m->dense = NULL;
+    o->dense_bytes = bytes;
+    o->dense = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (o->dense == MAP_FAILED) {
+        o->dense = NULL;
         return fail(err, QWEN3_ERR_MEMORY, "out of memory for %.2f GB of weights that every token "
                     "needs", (double)bytes * 1e-9);
     }
-    uint8_t *to = move(&m->output, m->dense);
-    for (int i = 0; i < m->config.n_layers; i++) {
-        dense_of_layer(&m->layers[i], w);
+    uint8_t *to = move(output, o->dense);
+    for (int i = 0; i < n_layers; i++) {
+        dense_of_layer(&layers[i], w);
         for (int k = 0; k < DENSE_OF_LAYER; k++) to = move(w[k], to);
     }
     return QWEN3_OK;
@@ -61,44 +62,42 @@ static expert_extent extent_of(const qwen3_file *file, const weight *w) {
     return (expert_extent){(int)t->shard, t->offset, (size_t)w->n_out * w->row_bytes, w->type};
 }
 
-static qwen3_status open_store(qwen3_model *m, const char **paths, expert_extent *extents,
+static qwen3_status open_store(offload *o, const qwen3_file *file, const qwen3_config *c,
+                               const layer *layers, const char **paths, expert_extent *extents,
                                uint64_t expert_bytes, qwen3_error *err) {
-    int n_paths = (int)gguf_n_shards(m->file);
+    int n_paths = (int)gguf_n_shards(file);
     for (int i = 0; i < n_paths; i++)
-        if (!(paths[i] = gguf_path(m->file, (uint32_t)i)))
+        if (!(paths[i] = gguf_path(file, (uint32_t)i)))
             return fail(err, QWEN3_ERR_ARG, "a model in memory has no file to read experts from");
-    for (int i = 0; i < m->config.n_layers; i++) {
-        const layer *l = &m->layers[i];
+    for (int i = 0; i < c->n_layers; i++) {
         expert_extent *e = extents + (size_t)i * EXPERT_PARTS;
-        e[EXPERT_GATE] = extent_of(m->file, &l->gate);
-        e[EXPERT_UP] = extent_of(m->file, &l->up);
-        e[EXPERT_DOWN] = extent_of(m->file, &l->down);
+        e[EXPERT_GATE] = extent_of(file, &layers[i].gate);
+        e[EXPERT_UP] = extent_of(file, &layers[i].up);
+        e[EXPERT_DOWN] = extent_of(file, &layers[i].down);
     }
-    expert_bank bank = {m->config.n_layers, m->config.n_experts, m->config.n_experts_used,
-                        extents, paths, n_paths};
-    m->experts = experts_open(&bank, expert_bytes, N_READERS, err);
-    return m->experts ? QWEN3_OK : err ? err->status : QWEN3_ERR_ARG;
+    expert_bank bank = {c->n_layers, c->n_experts, c->n_experts_used, extents, paths, n_paths};
+    qwen3_error why;
+    o->experts = experts_open(&bank, expert_bytes, N_READERS, &why);
+    return o->experts ? QWEN3_OK : fail(err, why.status, "%s", why.text);
 }
 
-qwen3_status offload_experts(qwen3_model *m, uint64_t expert_bytes, qwen3_error *err) {
-    if (!m->config.n_experts)
+qwen3_status offload_open(offload *o, const qwen3_file *file, const qwen3_config *c, layer *layers,
+                          weight *output, uint64_t expert_bytes, qwen3_error *err) {
+    if (!c->n_experts)
         return fail(err, QWEN3_ERR_ARG, "the model has no experts that could stay in its file");
-    const char **paths = calloc(gguf_n_shards(m->file), sizeof *paths);
-    expert_extent *extents =
-        calloc((size_t)m->config.n_layers * EXPERT_PARTS, sizeof *extents);
-    qwen3_status status = paths && extents
-                              ? open_store(m, paths, extents, expert_bytes, err)
-                              : fail(err, QWEN3_ERR_MEMORY, "out of memory");
+    const char **paths = calloc(gguf_n_shards(file), sizeof *paths);
+    expert_extent *extents = calloc((size_t)c->n_layers * EXPERT_PARTS, sizeof *extents);
+    qwen3_status status =
+        paths && extents ? open_store(o, file, c, layers, paths, extents, expert_bytes, err)
+                         : fail(err, QWEN3_ERR_MEMORY, "out of memory");
     free(paths);
     free(extents);
-    return status == QWEN3_OK ? move_dense(m, err) : status;
+    if (status == QWEN3_OK) status = move_dense(o, layers, c->n_layers, output, err);
+    if (status == QWEN3_OK) gguf_forget(file);
+    return status;
 }
 
-void release_experts(qwen3_model *m) {
-    experts_close(m->experts);
-    if (m->dense) munmap(m->dense, m->dense_bytes);
-}
-
-qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *m) {
-    return m->experts ? experts_stats(m->experts) : (qwen3_expert_stats){0};
+void offload_release(offload *o) {
+    experts_close(o->experts);
+    if (o->dense) munmap(o->dense, o->dense_bytes);
 }

@@ -209,3 +209,21 @@ qwen3_status qwen3_session_fill(qwen3_session *s, size_t n, qwen3_error *err) {
     free(rows);
     return QWEN3_OK;
 }
+
+/* ---- forced routes ---------------------------------------------------------------- */
+
+qwen3_status qwen3_session_force_routes(qwen3_session *s, const int32_t *routes, size_t n_tokens,
+                                        qwen3_error *err) {
+    const qwen3_config *c = &s->model->config;
+    size_t used = (size_t)c->n_experts_used, n = n_tokens * (size_t)c->n_layers * used;
+    if (!c->n_experts || (routes && n_tokens == 0))
+        return fail(err, QWEN3_ERR_ARG, "routes are for a mixture of experts, of a token at least");
+    for (size_t i = 0; routes && i < n; i++)
+        for (size_t k = i - i % used; k <= i; k++)
+            if (routes[i] < 0 || routes[i] >= c->n_experts || (k < i && routes[k] == routes[i]))
+                return fail(err, QWEN3_ERR_ARG, "expert %d at index %zu: %zu different ones of %d "
+                            "are needed in each layer", routes[i], i, used, c->n_experts);
+    s->work.routes = routes;
+    s->work.n_routes = n_tokens;
+    return QWEN3_OK;
+}

@@ -64,7 +64,7 @@ class Session:
         """[len(ids), n_vocab]"""
     def fill(self, n: int) -> None: ...
     def force_routes(self, routes: NDArray[np.int32]) -> None:
-        """[tokens, layers, experts used]: what the token at position p takes is routes[p % tokens]."""
+        """[tokens, layers, experts used]: the token at position p takes routes[p % tokens]."""
     def logits(self) -> NDArray[np.float32]: ...
     def sample(
         self,

@@ -7,7 +7,6 @@
 
 #include "error.h"
 #include "graph.h"
-#include "probe.h"
 
 /* Tokens of one pass: bounds the working memory of prefill. An expert sees few of them, so a
  * pass of MoE takes more. */
@@ -127,22 +126,6 @@ qwen3_status qwen3_session_observe(qwen3_session *s, qwen3_importance *im, qwen3
     if (im && !importance_is_of(im, s->model))
         return fail(err, QWEN3_ERR_ARG, "the importance is of another model than the session");
     s->work.importance = im;
-    return QWEN3_OK;
-}
-
-qwen3_status qwen3_session_force_routes(qwen3_session *s, const int32_t *routes, size_t n_tokens,
-                                        qwen3_error *err) {
-    const qwen3_config *c = &s->model->config;
-    size_t used = (size_t)c->n_experts_used, n = n_tokens * (size_t)c->n_layers * used;
-    if (!c->n_experts || (routes && n_tokens == 0))
-        return fail(err, QWEN3_ERR_ARG, "routes are forced on a mixture of experts, for a token at least");
-    for (size_t i = 0; routes && i < n; i++)
-        for (size_t k = i - i % used; k <= i; k++)
-            if (routes[i] < 0 || routes[i] >= c->n_experts || (k < i && routes[k] == routes[i]))
-                return fail(err, QWEN3_ERR_ARG, "expert %d at index %zu: %zu different ones of %d "
-                            "are needed in each layer", routes[i], i, used, c->n_experts);
-    s->work.routes = routes;
-    s->work.n_routes = n_tokens;
     return QWEN3_OK;
 }
 

@@ -97,7 +97,7 @@ static weight expert(const step *s, const weight *all, const routing *route, exp
                      int e) {
     weight w = *all;
     if (route->layer < 0) w.data += (size_t)e * matrix_bytes(all);
-    else w.data = experts_matrix(s->work->model->experts, route->layer, e, part, s->cancel);
+    else w.data = experts_matrix(s->work->model->offload.experts, route->layer, e, part, s->cancel);
     return w;
 }
 

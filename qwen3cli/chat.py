@@ -87,7 +87,7 @@ class _Chat:
             return
         self._last = stream(self._conversation, line, self._settings, self._terminal)
         if self._terminal.interactive:
-            self._terminal.note(statistics(self._last), dim=True)
+            self._terminal.note(statistics(self._last, self._conversation.session.model), dim=True)
             if self._last.answer_stop == "user" and not self._last.answer:
                 self._terminal.note("interrupted before the answer: the message was taken back")
 
@@ -141,7 +141,7 @@ class _Chat:
         note(f"{turns} turn{plural}, {used} of {talk.session.n_ctx} tokens of context")
         self._mode()
         if self._last is not None:
-            note(f"last reply: {statistics(self._last)}")
+            note(f"last reply: {statistics(self._last, self._conversation.session.model)}")
 
 
 def _suggestion(word: str) -> str:

@@ -135,14 +135,35 @@ def _existing(path: str | os.PathLike[str]) -> str:
     return os.fspath(path)
 
 
+@dataclass(frozen=True)
+class ExpertStats:
+    """What a store of experts did."""
+
+    budget_bytes: int
+    used_bytes: int
+    hits: int  # experts that a layer wanted and that were there
+    misses: int  # those that were read
+    bytes_read: int
+    stall_s: float  # in which a thread waited for a read
+    direct: bool  # reads go past the page cache
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / max(1, self.hits + self.misses)
+
+
 class Model:
     """A GGUF model, mapped and validated. Sessions share its weights."""
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int = 0) -> None:
-        """threads 0: one per physical core. Raises ModelNotFound or FormatError."""
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int = 0, expert_bytes: int = 0
+    ) -> None:
+        """threads 0: one per physical core. expert_bytes: memory for the experts of late use,
+        the others are read from the file when they are needed; 0: all are used in the mapping.
+        Raises ModelNotFound, FormatError, and UsageError for too few expert_bytes."""
         self.path = Path(_existing(path))
         try:
-            self._native = qwen3_native.Model(os.fsencode(self.path), threads)
+            self._native = qwen3_native.Model(os.fsencode(self.path), threads, expert_bytes)
             self.tokenizer = Tokenizer(self._native.tokenizer())
         except qwen3_native.NativeError as error:
             raise _raise(error, str(self.path)) from None
@@ -160,6 +181,11 @@ class Model:
     def isa(self) -> str:
         """The instruction set in use: scalar, avx2, avxvnni, avx512, neon or i8mm."""
         return self._native.isa
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """Since the model was opened; all 0 without expert_bytes."""
+        return ExpertStats(**self._native.expert_stats)
 
     def metadata(self) -> dict[str, Any]:
         """The file's metadata, without its long arrays."""

@@ -99,6 +99,10 @@ class Options:
     kv: Annotated[
         str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
     ] = None
+    ram: Annotated[
+        str | None,
+        _flag("--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto"),
+    ] = None
     threads: Threads = 0
     thoughts: Annotated[
         str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")

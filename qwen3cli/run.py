@@ -9,6 +9,7 @@ from qwen3cli.engine import Model
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.options import Options
+from qwen3cli.placement import place
 from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
 from qwen3cli.terminal import Terminal
@@ -23,7 +24,7 @@ def run(prompt: str | None, options: Options, terminal: Terminal, *, as_json: bo
     if as_json:
         terminal.json(_json(conversation.session.model, reply))
     elif terminal.interactive:
-        terminal.note(statistics(reply), dim=True)
+        terminal.note(statistics(reply, conversation.session.model), dim=True)
     return exit_code(reply)
 
 
@@ -35,8 +36,11 @@ def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
     path = registry.choose(options.model, terminal.note)
-    model = Model(path, threads=options.threads)
-    session = model.session(n_ctx=options.ctx, kv=options.kv)
+    placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
+    if placement.expert_bytes:
+        terminal.note(placement.describe(path.stem))
+    model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
+    session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
     conversation = Conversation(session, system=options.system)
     if why := objection(conversation, settings_of(options)):
         terminal.note(f"qwen3: {why}")
@@ -104,14 +108,20 @@ def stream(
     return event
 
 
-def statistics(reply: Reply) -> str:
-    """One line: what the reply took, and why its parts ended."""
+def statistics(reply: Reply, model: Model) -> str:
+    """One line: what the reply took, why its parts ended, and what became of the experts, all in
+    all, if not all of them are in memory."""
     thinking = "thinking off"
     if reply.thinking_stop != "off":
         budget = "" if reply.budget is None else f"/{reply.budget}"
         thinking = f"thinking {reply.thinking_tokens}{budget} tokens ({reply.thinking_stop})"
     answer = f"answer {reply.answer_tokens} tokens ({reply.answer_stop})"
-    return f"{thinking}, {answer}, {reply.decode_tok_s:.0f} tok/s, seed {reply.seed}"
+    speed = f"{reply.decode_tok_s:.{0 if reply.decode_tok_s >= 10 else 2}f} tok/s"
+    line = f"{thinking}, {answer}, {speed}, seed {reply.seed}"
+    if (experts := model.expert_stats).budget_bytes:
+        line += f", {experts.hit_rate:.1%} of experts in memory, {experts.bytes_read / 1e9:.2f} GB "
+        line += f"read, {experts.stall_s:.1f} s waited"
+    return line
 
 
 def _question(prompt: str | None) -> str:
@@ -139,5 +149,20 @@ def _json(model: Model, reply: Reply) -> dict[str, object]:
         "answer_stop": reply.answer_stop,
         "seed": reply.seed,
         "prefill_tok_s": round(reply.prefill_tok_s, 1),
-        "decode_tok_s": round(reply.decode_tok_s, 1),
+        "decode_tok_s": round(reply.decode_tok_s, 2),
+    } | _experts(model)
+
+
+def _experts(model: Model) -> dict[str, object]:
+    """Nothing for a model that is in memory as a whole."""
+    stats = model.expert_stats
+    if not stats.budget_bytes:
+        return {}
+    return {
+        "experts": {
+            "budget_bytes": stats.budget_bytes,
+            "hit_rate": round(stats.hit_rate, 4),
+            "bytes_read": stats.bytes_read,
+            "stall_s": round(stats.stall_s, 3),
+        }
     }
