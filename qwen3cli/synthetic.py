@@ -160,7 +160,9 @@ def _data(
         return
     block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     n = math.prod(tensor.shape) // block
-    deviation = tensor.row_length**-0.5
+    # With less in the embedding, what the layers add would make all tokens look alike, and a
+    # router would send them to the same experts.
+    deviation = 1 if tensor.name == "token_embd.weight" else tensor.row_length**-0.5
     for start in range(0, n, _CHUNK_BLOCKS):
         yield random_blocks(rng, kind, min(_CHUNK_BLOCKS, n - start), deviation)
 
