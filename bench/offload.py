@@ -81,8 +81,9 @@ def routes_of(kind: str, config: dict[str, Any], n_tokens: int) -> NDArray[np.in
         for row in csv.DictReader(file):
             step = recorded.setdefault(int(row["step"]), {})
             step.setdefault(int(row["layer"]), []).append(int(row["expert"]))
-    out = np.empty((len(recorded), layers, used), np.int32)
-    for t, step in enumerate(recorded[key] for key in sorted(recorded)):
+    steps = [step for _, step in sorted(recorded.items()) if len(step) == layers]
+    out = np.empty((len(steps), layers, used), np.int32)
+    for t, step in enumerate(steps):
         for layer in range(layers):
             known = step[layer][:used]
             others = [e for e in rng.permutation(n) if e not in known]

@@ -162,6 +162,27 @@ static void cancel_while_computing(const char *path) {
     qwen3_model_close(m);
 }
 
+/* With experts in a store of little memory: as many as one token meets, and some more. */
+static void same_bits_from_a_store(const char *path, int n) {
+    qwen3_model *mapped = open_model(path, 2);
+    size_t bytes = (size_t)qwen3_model_config(mapped)->n_vocab * sizeof(float);
+    float *reference = logits_of(mapped, n, n, n);
+    qwen3_model_close(mapped);
+    static const uint64_t budgets[] = {2000000, 4000000, 1u << 30};
+    for (int i = 0; i < 3; i++)
+        for (int threads = 1; threads <= 3; threads++) {
+            qwen3_error err;
+            qwen3_model *m = qwen3_model_open(path, threads, budgets[i], &err);
+            expect(m != NULL, "a model opens with a store");
+            float *logits = logits_of(m, n, n / 2, 5);
+            expect(memcmp(logits, reference, bytes) == 0, "experts from a store, the same bits");
+            expect(qwen3_model_expert_stats(m).misses > 0, "experts are read");
+            free(logits);
+            qwen3_model_close(m);
+        }
+    free(reference);
+}
+
 int main(void) {
     static const char *paths[] = {"tests/data/tiny.gguf", "tests/data/tiny-moe.gguf"};
     static const char *nanos[] = {"qwen3cli/models/nano-dense-q8_0.gguf",
@@ -177,6 +198,7 @@ int main(void) {
         same_bits_in_a_long_context(paths[i]);
         cancel_while_computing(paths[i]);
     }
+    same_bits_from_a_store(nanos[1], 60);
     puts("forward: ok");
     return 0;
 }
