@@ -181,6 +181,10 @@ def _check_space(out: Path, needed: int, elsewhere: str) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise QuantError(
-            f"{out}: needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; "
+            f"{out}: needs {_size(needed)}, but its disk has {_size(free)} free; "
             f"free some space or choose another disk with {elsewhere}"
         )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
