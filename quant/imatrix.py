@@ -121,7 +121,7 @@ class Imatrix:
                 raise self._error(
                     f"holds {name[:200]!r}, which the model lacks: it was made for another"
                 )
-            theirs = n_experts(known[name]), known[name].row_length
+            theirs = known[name].n_experts, known[name].row_length
             ours = len(counts), self._lengths[name]
             if ours != theirs:
                 raise self._error(
@@ -190,11 +190,6 @@ class Imatrix:
 
     def _error(self, text: str) -> FormatError:
         return FormatError(f"{self.path}: {text[:300]}")
-
-
-def n_experts(tensor: Tensor) -> int:
-    """Matrices in a tensor of a model."""
-    return tensor.shape[0] if len(tensor.shape) == 3 else 1
 
 
 def _size(shape: tuple[int, ...]) -> int:

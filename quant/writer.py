@@ -17,9 +17,11 @@ from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
+import qwen3_native
 from numpy.typing import NDArray
 
 from .errors import QuantError, UsageError
+from .layout import Tensor
 from .output import replacing_all
 from .shards import MAX_SHARDS
 from .shards import shards as shards_of
@@ -36,6 +38,12 @@ class TensorInfo:
     shape: tuple[int, ...]  # fastest dimension last
     type: str  # as GGML names it: Q4_K
     n_bytes: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, kind: str) -> TensorInfo:
+        """A tensor of a model, in this type."""
+        row_bytes = qwen3_native.type_bytes(kind, tensor.row_length)
+        return cls(tensor.name, tensor.shape, kind, tensor.n_rows * row_bytes)
 
 
 class Output:

@@ -179,7 +179,7 @@ def quantize(
     q4: Annotated[bool, typer.Option("--q4", help="As --type Q4_K_M.")] = False,
     q8: Annotated[bool, typer.Option("--q8", help="As --type Q8_0.")] = False,
     recipe: Annotated[
-        str | None, typer.Option("--type", metavar="T", help=f"Type of the weights: {_TYPES}.")
+        str | None, typer.Option("--type", metavar="TYPE", help=f"Types of the weights: {_TYPES}.")
     ] = None,
     tensor: Annotated[
         list[str] | None,
@@ -190,7 +190,8 @@ def quantize(
         ),
     ] = None,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="SRC may be quantized already.")
+        bool,
+        typer.Option("--allow-requantize", help="SRC may be quantized already: errors add up."),
     ] = False,
     out: Annotated[
         str | None,
@@ -198,7 +199,9 @@ def quantize(
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option("--imatrix", metavar="FILE", help="An importance matrix, in GGUF."),
+        typer.Option(
+            "--imatrix", metavar="FILE", help="What `qwen3 imatrix` wrote, or llama-imatrix."
+        ),
     ] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Print the types and the size, write nothing.")
@@ -212,15 +215,15 @@ def quantize(
     ] = None,
     threads: QuantizerThreads = 0,
 ) -> None:
-    """Turn weights into a GGUF file, of fewer bits.
+    """Quantize Hugging Face weights, or a GGUF file, to GGUF.
 
-    Without -o it goes to the current folder; of a model's name, to where -m finds it.
+    Without -o the file goes to the current folder; of a model's name to where -m finds it.
     """
     from qwen3cli.quantize import dry_run, quantize
 
     chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
     if len(chosen) != 1:
-        raise UsageError("choose one of --q4, --q8 and --type T")
+        raise UsageError("choose one of --q4, --q8 and --type TYPE")
     what: dict[str, Any] = {
         "overrides": tensor or [],
         "allow_requantize": allow_requantize,
@@ -312,7 +315,7 @@ def kl(
 ) -> None:
     """KL divergence of a model from a reference.
 
-    And how often the likeliest token is the same, and the perplexity of both.
+    With the perplexities of both, and how often their likeliest token is the same.
     """
     from qwen3cli.evaluate import evaluate
     from qwen3cli.texts import Texts

@@ -64,7 +64,7 @@ TextFiles = Annotated[
     ),
 ]
 ChunkSize = Annotated[int, _count("--ctx", "Tokens of a chunk (default: 512).", 4, 2**24)]
-Chunks = Annotated[int | None, _count("--chunks", "Most chunks (default: all).", 1, _MOST)]
+Chunks = Annotated[int | None, _count("--chunks", "At most N chunks (default: all).", 1, _MOST)]
 Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
 
 

@@ -54,12 +54,9 @@ def quantize(
             threads=threads,
             split_size=most,
         )
-    count = f" and {len(done.paths) - 1} more" if len(done.paths) > 1 else ""
-    terminal.note(
-        f"{done.paths[0]}{count}: {done.recipe}, {done.n_weights:,} weights, "
-        f"{done.file_bytes / 1e6:,.1f} MB ({done.bits_per_weight:.2f} bits per weight), "
-        f"{done.seconds:.1f} s"
-    )
+    more = f" and {len(done.paths) - 1} more" if len(done.paths) > 1 else ""
+    size = _described(done.recipe, done.n_weights, done.file_bytes)
+    terminal.note(f"{done.paths[0]}{more}: {size}, {done.seconds:.1f} s")
     if done.unweighed:
         names = ", ".join(done.unweighed[:4]) + (", ..." if len(done.unweighed) > 4 else "")
         terminal.note(f"{imatrix}: knows nothing of {len(done.unweighed)} tensors: {names}")
@@ -91,6 +88,14 @@ def dry_run(
     ]
     rows += [("file", "", "", f"{size:,}") for size in told.file_bytes]
     terminal.table(("type", "tensors", "weights", "bytes"), rows)
+    terminal.note(_described(told.recipe, told.n_weights, sum(told.file_bytes)))
+
+
+def _described(recipe: str, n_weights: int, n_bytes: int) -> str:
+    return (
+        f"{recipe}, {n_weights:,} weights, {n_bytes / 1e6:,.1f} MB "
+        f"({8 * n_bytes / n_weights:.2f} bits per weight)"
+    )
 
 
 def parse_size(text: str) -> int:
