@@ -15,11 +15,15 @@ from .shards import forms, numbers
 
 def destination(out: str, name: Path | str) -> Path:
     """The file that out means: itself, or in the folder out the one of this name. Raises
-    UsageError for an empty out."""
+    UsageError for an empty out, and for a folder/ that is not there."""
     if not out:
         raise UsageError("-o takes the name of a file or of a folder")
     path = Path(out)
-    return path / name if path.is_dir() else path
+    if path.is_dir():
+        return path / name
+    if out.endswith("/"):
+        raise UsageError(f"{out}: there is no such folder; create it first")
+    return path
 
 
 @contextmanager
