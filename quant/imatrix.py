@@ -118,13 +118,15 @@ class Imatrix:
         known = {tensor.name: tensor for tensor in tensors}
         for name, counts in self._counts.items():
             if name not in known:
-                raise self._error(f"holds {name[:200]!r}, which the model lacks: it is another's")
-            theirs = n_experts(known[name]), known[name].row_length
+                raise self._error(
+                    f"holds {name[:200]!r}, which the model lacks: it was made for another"
+                )
+            theirs = known[name].n_experts, known[name].row_length
             ours = len(counts), self._lengths[name]
             if ours != theirs:
                 raise self._error(
                     f"{name} has {ours[0]} x {ours[1]} sums, but the model's has "
-                    f"{theirs[0]} x {theirs[1]} columns: it is another's"
+                    f"{theirs[0]} x {theirs[1]} columns: it was made for another"
                 )
 
     def unknown(self, tensors: Iterable[tuple[Tensor, str]]) -> list[str]:
@@ -188,11 +190,6 @@ class Imatrix:
 
     def _error(self, text: str) -> FormatError:
         return FormatError(f"{self.path}: {text[:300]}")
-
-
-def n_experts(tensor: Tensor) -> int:
-    """Matrices in a tensor of a model."""
-    return tensor.shape[0] if len(tensor.shape) == 3 else 1
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -34,6 +34,11 @@ class Tensor:
         return self.name.split(".")[-2]
 
     @property
+    def n_experts(self) -> int:
+        """The matrices that it stacks."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
     def row_length(self) -> int:
         return self.shape[-1]
 

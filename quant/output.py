@@ -13,6 +13,19 @@ from .errors import QuantError, UsageError
 from .shards import forms, numbers
 
 
+def destination(out: str, name: Path | str) -> Path:
+    """The file that out means: itself, or in the folder out the one of this name. Raises
+    UsageError for an empty out, and for a folder/ that is not there."""
+    if not out:
+        raise UsageError("-o takes the name of a file or of a folder")
+    path = Path(out)
+    if path.is_dir():
+        return path / name
+    if out.endswith("/"):
+        raise UsageError(f"{out}: there is no such folder; create it first")
+    return path
+
+
 @contextmanager
 def replacing(path: Path, elsewhere: str = "-o") -> Iterator[Path]:
     """replacing_all for one file."""
@@ -32,7 +45,7 @@ def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Itera
     if numbers(path):
         raise UsageError(f"{path}: the name of one part of a split model; leave the numbers out")
     for file in [path, *files]:
-        _refuse_others(file, elsewhere)
+        refuse_others(file, elsewhere)
     try:
         lock = _locked(parts[0], path)
     except OSError as error:
@@ -104,8 +117,9 @@ def _remove_leftovers(path: Path) -> None:
     os.truncate(path.with_name(first), 0)
 
 
-def _refuse_others(path: Path, elsewhere: str) -> None:
-    """Replaces GGUF files only: a slip of the pen must not cost a checkpoint."""
+def refuse_others(path: Path, elsewhere: str = "-o") -> None:
+    """Raises UsageError for what is there and no GGUF file, and so is never replaced: a slip of
+    the pen must not cost a checkpoint."""
     try:
         if not path.exists():
             return
@@ -130,7 +144,7 @@ def _sync(path: Path) -> None:
 def _refusal(path: Path, error: OSError, elsewhere: str) -> QuantError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = f"free some space or choose another disk with {elsewhere}"
-    elif error.errno == errno.ENOENT:
+    elif error.errno == errno.ENOENT and not path.parent.is_dir():
         return QuantError(f"{path}: there is no directory {path.parent}; create it first")
     else:
         advice = f"choose another place with {elsewhere}"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from . import recipes
 from .card import directory_name
 from .errors import FormatError, QuantError, UsageError
-from .imatrix import Imatrix, n_experts
+from .imatrix import Imatrix
 from .layout import Tensor
 from .parallel import cpus, in_order
 from .shards import forms, model_name
@@ -43,10 +43,6 @@ class Summary:
     file_bytes: int
     seconds: float
     unweighed: list[str]  # tensors that the importance matrix should know and does not
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.file_bytes / self.n_weights
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ class Share:
 class Prediction:
     """What would be written: the types, the largest first, and the bytes of each file."""
 
+    recipe: str
     shares: list[Share]
     file_bytes: list[int]
 
@@ -114,8 +111,9 @@ def predict(
 ) -> Prediction:
     """What quantize() would write, with the same arguments; the sizes are exact. Raises
     UsageError, SourceNotFound, FormatError."""
+    chosen = recipes.recipe(recipe)
     with closing(open_source(source, allow_requantize=allow_requantize)) as opened:
-        plan = _plan(opened, recipes.recipe(recipe), overrides, imatrix)
+        plan = _plan(opened, chosen, overrides, imatrix)
     of_kind: dict[str, list[TensorInfo]] = {}
     for info in plan.infos:
         of_kind.setdefault(info.type, []).append(info)
@@ -129,7 +127,8 @@ def predict(
         for kind, infos in of_kind.items()
     ]
     shares.sort(key=lambda share: -share.n_bytes)
-    return Prediction(shares, file_sizes(plan.metadata, plan.infos, split_size=split_size))
+    sizes = file_sizes(plan.metadata, plan.infos, split_size=split_size)
+    return Prediction(chosen.name, shares, sizes)
 
 
 def quantize(
@@ -184,10 +183,7 @@ def _plan(
     if importance:
         importance.check(source.tensors)
         importance.add_metadata(metadata)
-    infos = [
-        TensorInfo(tensor.name, tensor.shape, kind, _bytes(tensor, kind))
-        for tensor, kind in tensors
-    ]
+    infos = [TensorInfo.of(tensor, kind) for tensor, kind in tensors]
     return _Plan(tensors, metadata, infos, importance)
 
 
@@ -218,7 +214,7 @@ def _write_tensors(
 def _chunks(tensors: list[tuple[Tensor, str]]) -> Iterator[_Chunk]:
     for tensor, kind in tensors:
         step = max(1, _CHUNK_WEIGHTS // tensor.row_length)
-        of_expert = tensor.n_rows // n_experts(tensor)
+        of_expert = tensor.n_rows // tensor.n_experts
         row = 0
         for run in tensor.runs:
             start = run.start
@@ -251,7 +247,3 @@ def _refusal(chunk: _Chunk, rows: NDArray[np.float32]) -> FormatError:
         f"the tensor {chunk.source} holds a weight of {peak:g}, "
         f"more than {chunk.kind} can hold; use BF16"
     )
-
-
-def _bytes(tensor: Tensor, kind: str) -> int:
-    return tensor.n_rows * qwen3_native.type_bytes(kind, tensor.row_length)

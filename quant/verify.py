@@ -163,6 +163,8 @@ _USUAL = (
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> Report:
     """The keys, the tensors that they call for, the tokenizer."""
     architecture = metadata.get("general.architecture")
+    if metadata.get("general.type", "model") != "model":
+        raise FormatError(f"{path}: is no model, but of the type {metadata['general.type']}")
     if architecture is None:
         return Report(problems=["the metadata lacks general.architecture"])
     if architecture not in ARCHITECTURES.values():

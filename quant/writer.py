@@ -17,9 +17,11 @@ from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
+import qwen3_native
 from numpy.typing import NDArray
 
 from .errors import QuantError, UsageError
+from .layout import Tensor
 from .output import replacing_all
 from .shards import MAX_SHARDS
 from .shards import shards as shards_of
@@ -36,6 +38,12 @@ class TensorInfo:
     shape: tuple[int, ...]  # fastest dimension last
     type: str  # as GGML names it: Q4_K
     n_bytes: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, kind: str) -> TensorInfo:
+        """A tensor of a model, in this type."""
+        row_bytes = qwen3_native.type_bytes(kind, tensor.row_length)
+        return cls(tensor.name, tensor.shape, kind, tensor.n_rows * row_bytes)
 
 
 class Output:
@@ -181,6 +189,10 @@ def _check_space(out: Path, needed: int, elsewhere: str) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise QuantError(
-            f"{out}: needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; "
+            f"{out}: needs {_size(needed)}, but its disk has {_size(free)} free; "
             f"free some space or choose another disk with {elsewhere}"
         )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"

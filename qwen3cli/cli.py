@@ -14,7 +14,18 @@ import typer
 from quant.errors import QuantError
 from qwen3cli import __version__
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
-from qwen3cli.options import ModelName, Options, QuantizerThreads, Threads, shared
+from qwen3cli.options import (
+    Added,
+    Chunks,
+    ChunkSize,
+    ModelArgument,
+    ModelName,
+    Options,
+    QuantizerThreads,
+    TextFiles,
+    Threads,
+    shared,
+)
 from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
 
 # Help is plain text and errors are one line: Rich would double the start-up time.
@@ -149,7 +160,7 @@ def bench(
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Measure prefill and decode beside the physical limits of the machine."""
+    """Measure prefill and decode beside the machine's limits."""
     from qwen3cli.bench import Plan, bench
 
     plan = Plan.parse(prefill, decode, depth, rounds)
@@ -168,7 +179,7 @@ def quantize(
     q4: Annotated[bool, typer.Option("--q4", help="As --type Q4_K_M.")] = False,
     q8: Annotated[bool, typer.Option("--q8", help="As --type Q8_0.")] = False,
     recipe: Annotated[
-        str | None, typer.Option("--type", metavar="T", help=f"Type of the weights: {_TYPES}.")
+        str | None, typer.Option("--type", metavar="TYPE", help=f"Types of the weights: {_TYPES}.")
     ] = None,
     tensor: Annotated[
         list[str] | None,
@@ -179,7 +190,8 @@ def quantize(
         ),
     ] = None,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="SRC may be quantized already.")
+        bool,
+        typer.Option("--allow-requantize", help="SRC may be quantized already: errors add up."),
     ] = False,
     out: Annotated[
         str | None,
@@ -187,7 +199,9 @@ def quantize(
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option("--imatrix", metavar="FILE", help="An importance matrix, in GGUF."),
+        typer.Option(
+            "--imatrix", metavar="FILE", help="What `qwen3 imatrix` wrote, or llama-imatrix."
+        ),
     ] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Print the types and the size, write nothing.")
@@ -201,12 +215,15 @@ def quantize(
     ] = None,
     threads: QuantizerThreads = 0,
 ) -> None:
-    """Turn Hugging Face weights, or a GGUF file of floats, into a GGUF file."""
+    """Quantize Hugging Face weights, or a GGUF file, to GGUF.
+
+    Without -o the file goes to the current folder; of a model's name to where -m finds it.
+    """
     from qwen3cli.quantize import dry_run, quantize
 
     chosen = [t for t in ("Q4_K_M" if q4 else None, "Q8_0" if q8 else None, recipe) if t]
     if len(chosen) != 1:
-        raise UsageError("choose one of --q4, --q8 and --type T")
+        raise UsageError("choose one of --q4, --q8 and --type TYPE")
     what: dict[str, Any] = {
         "overrides": tensor or [],
         "allow_requantize": allow_requantize,
@@ -222,7 +239,7 @@ def quantize(
 @app.command()
 def verify(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file or a name.")],
+    model: ModelArgument,
     source: Annotated[
         str | None,
         typer.Option(
@@ -235,55 +252,46 @@ def verify(
     threads: QuantizerThreads = 0,
     as_json: _Json = False,
 ) -> int:
-    """Check a model file: is it whole, and close to its source? Exit code 7: it is not."""
+    """Check whether a model file is whole, and close to its source.
+
+    Exit code 7: it is not.
+    """
     from qwen3cli.verify import verify
 
-    return verify(file, source, context.obj, tensors=tensors, threads=threads, as_json=as_json)
-
-
-evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
-app.add_typer(evaluation, name="eval")
-
-_Measured = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]
-_Texts = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
-    ),
-]
-_ChunkSize = Annotated[
-    int, typer.Option("--context", metavar="N", help="Tokens of a chunk.", min=4, max=2**24)
-]
-_Chunks = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Most chunks (default: all).", min=1, show_default=False),
-]
-_Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
+    return verify(model, source, context.obj, tensors=tensors, threads=threads, as_json=as_json)
 
 
 @app.command()
 def imatrix(
     context: typer.Context,
-    model: _Measured,
-    texts: _Texts = None,
+    model: ModelArgument,
+    texts: TextFiles = None,
     out: Annotated[
         str | None,
-        typer.Option("-o", "--out", metavar="FILE", help="By default MODEL-imatrix.gguf, here."),
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="PATH",
+            help="The file to write, or its folder (default: MODEL-imatrix.gguf, here).",
+        ),
     ] = None,
-    chunk: Annotated[
-        int, typer.Option(metavar="N", help="Tokens read with nothing before.", min=1, max=2**24)
-    ] = 512,
-    added: _Added = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    ctx: ChunkSize = 512,
+    chunks: Chunks = None,
+    added: Added = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an importance matrix of this name.")
+    ] = False,
     threads: Threads = 0,
 ) -> None:
-    """Let a model read texts, and write an importance matrix for quantize --imatrix.
+    """Collect the importance of weights, for quantize --imatrix.
 
-    Ctrl-C ends the reading; what was collected until then is written.
+    The model reads the texts, chunk by chunk. Ctrl-C ends that; what was collected until then
+    is written.
     """
-    from qwen3cli.imatrix import Reading, imatrix
+    from qwen3cli.imatrix import imatrix
+    from qwen3cli.texts import Texts
 
-    chosen = Reading(texts or ["-"], added, chunk)
+    chosen = Texts(texts or ["-"], added, ctx, chunks)
     imatrix(model, chosen, out, context.obj, force=force, threads=threads)
 
 
@@ -294,46 +302,51 @@ app.add_typer(evaluation, name="eval")
 @evaluation.command()
 def kl(
     context: typer.Context,
-    model: _Measured,
+    model: ModelArgument,
     reference: Annotated[
         str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
     ],
-    texts: _Texts = None,
-    size: _ChunkSize = 512,
-    chunks: _Chunks = None,
-    added: _Added = False,
+    texts: TextFiles = None,
+    ctx: ChunkSize = 512,
+    chunks: Chunks = None,
+    added: Added = False,
     threads: Threads = 0,
     as_json: _Json = False,
 ) -> None:
-    """KL divergence of a model from a reference, and the perplexity of both."""
-    from qwen3cli.evaluate import Texts, evaluate
+    """KL divergence of a model from a reference.
 
-    chosen = Texts(texts or ["-"], added, size, chunks)
+    With the perplexities of both, and how often their likeliest token is the same.
+    """
+    from qwen3cli.evaluate import evaluate
+    from qwen3cli.texts import Texts
+
+    chosen = Texts(texts or ["-"], added, ctx, chunks)
     evaluate(model, reference, chosen, context.obj, threads=threads, as_json=as_json)
 
 
 @evaluation.command()
 def ppl(
     context: typer.Context,
-    model: _Measured,
-    texts: _Texts = None,
-    size: _ChunkSize = 512,
-    chunks: _Chunks = None,
-    added: _Added = False,
+    model: ModelArgument,
+    texts: TextFiles = None,
+    ctx: ChunkSize = 512,
+    chunks: Chunks = None,
+    added: Added = False,
     threads: Threads = 0,
     as_json: _Json = False,
 ) -> None:
     """Perplexity of a model."""
-    from qwen3cli.evaluate import Texts, evaluate
+    from qwen3cli.evaluate import evaluate
+    from qwen3cli.texts import Texts
 
-    chosen = Texts(texts or ["-"], added, size, chunks)
+    chosen = Texts(texts or ["-"], added, ctx, chunks)
     evaluate(model, None, chosen, context.obj, threads=threads, as_json=as_json)
 
 
 @app.command()
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")],
+    model: ModelArgument,
     tensors: Annotated[
         bool, typer.Option("--tensors/--no-tensors", help="With the tensors, or their sum alone.")
     ] = True,
@@ -351,10 +364,13 @@ def tokenize(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text file; -: stdin.")] = "-",
     model: ModelName = None,
-    added: _Added = False,
+    added: Added = False,
     as_json: _Json = False,
 ) -> None:
-    """Show the tokens of a text: id and piece on each line, their count on stderr."""
+    """Show the tokens of a text.
+
+    Id and piece on each line; their count on stderr.
+    """
     from qwen3cli.show import tokenize
 
     tokenize(model, file, context.obj, added=added, as_json=as_json)

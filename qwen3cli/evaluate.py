@@ -26,7 +26,7 @@ from qwen3cli.engine import Cancelled, Model, Session
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.terminal import Terminal
-from qwen3cli.texts import read_text
+from qwen3cli.texts import Texts, check_context, n_chunks, read_text, text_name
 
 _BLOCK_BYTES = 1 << 26  # of the logits of one model that are held at a time
 _QUANTILES = (  # key, name, share of the positions
@@ -135,16 +135,6 @@ def _score(target: int, *logits: NDArray[np.float32]) -> tuple[Floats, float, bo
 # ---- the commands ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What is measured on."""
-
-    files: Sequence[str]  # - for stdin
-    added: bool  # spelled-out added tokens, such as <|im_end|>, are these tokens
-    context: int  # tokens of a chunk
-    most: int | None  # chunks
-
-
 def evaluate(
     name: str,
     reference: str | None,
@@ -155,12 +145,12 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Prints the perplexity of a model; with a reference the divergence from it, and both
-    perplexities. Raises UsageError for texts without 3 tokens, and for models whose
-    tokenizers are not the same."""
+    perplexities. Raises UsageError for texts without 3 tokens, chunks that a model has not the
+    context for, and models whose tokenizers are not the same."""
     paths = [registry.resolve(each) for each in (name, reference) if each is not None]
     models = [Model(path, threads=threads) for path in paths]
     chunks = _chunks(models, texts)
-    title = f"{paths[0].name}, {len(chunks)} chunks"
+    title = f"{paths[0].name}, {n_chunks(len(chunks))}"
     try:
         with terminal.progress(title, "tok") as move:
             scores = measure(models, chunks, move)
@@ -186,17 +176,15 @@ def _chunks(models: Sequence[Model], texts: Texts) -> list[Sequence[int]]:
         text = read_text(file)
         ids, *others = (model.tokenizer.encode(text, added=texts.added) for model in models)
         if any(other != ids for other in others):
-            raise _different(models, f"they cut {_named(file)} into different tokens")
+            raise _different(models, f"they cut {text_name(file)} into different tokens")
         if len(ids) < 3:
             raise UsageError(
-                f"{_named(file)}: a text of {len(ids)} tokens is too short to measure on"
+                f"{text_name(file)}: a text of {len(ids)} tokens is too short to measure on"
             )
         chunks += chunks_of(ids, texts.context)
+    for model in models:
+        check_context(model, chunks)
     return chunks[: texts.most]
-
-
-def _named(file: str) -> str:
-    return "stdin" if file == "-" else file
 
 
 def _same_vocabulary(models: Sequence[Model]) -> None:
@@ -259,8 +247,8 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         ]
     terminal.table(("", "", "±"), rows)
     terminal.note(
-        f"{report['positions']:,} positions, the second halves of {report['chunks']:,} chunks of "
-        f"{report['context']} tokens"
+        f"{report['positions']:,} positions, the second halves of {n_chunks(report['chunks'])} of "
+        f"{report['context']:,} tokens"
     )
 
 

@@ -4,83 +4,88 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 
-from quant.imatrix import Corpus, write_imatrix
-from quant.output import replacing
+from quant.errors import QuantError
+from quant.imatrix import Corpus, Imatrix, write_imatrix
+from quant.output import destination, replacing
+from quant.shards import model_name
 from qwen3cli import registry
 from qwen3cli.engine import Cancelled, Importance, Model, Session, Tokenizer
 from qwen3cli.errors import UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.terminal import Terminal
-from qwen3cli.texts import read_text
+from qwen3cli.texts import Texts, check_context, n_chunks, read_text, text_name
 
 _RARE = 32  # tokens: the mean square of so few is uncertain by a quarter
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a model reads: texts are files, - for stdin; added: spelled-out added tokens count
-    as such; chunk: tokens that are read with nothing before them. The last of a text may be
-    fewer."""
-
-    texts: Sequence[str]
-    added: bool = False
-    chunk: int = 512
-
-    def chunks(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """Raises UsageError when there is nothing to read."""
-        texts = (tokenizer.encode(read_text(text), added=self.added) for text in self.texts)
-        chunks = [
-            ids[at : at + self.chunk] for ids in texts for at in range(0, len(ids), self.chunk)
-        ]
-        if not chunks:
-            raise UsageError("the text is empty")
-        return chunks
-
-
 def imatrix(
-    model: str, reading: Reading, out: str | None, terminal: Terminal, *, force: bool, threads: int
+    model: str, texts: Texts, out: str | None, terminal: Terminal, *, force: bool, threads: int
 ) -> None:
-    """Writes out, by default MODEL-imatrix.gguf in the current folder. Ctrl-C writes what was
-    collected until then, if that is a chunk at least, and raises KeyboardInterrupt."""
+    """Writes out, a file or its folder; by default MODEL-imatrix.gguf in the current folder.
+    Ctrl-C writes what was collected until then, if that is a chunk at least, and raises
+    KeyboardInterrupt."""
     path = registry.resolve(model)
-    target = Path(out) if out else Path(f"{path.stem}-imatrix.gguf")
-    if target.exists() and not force:
-        raise UsageError(f"{target}: exists already; --force overwrites it")
+    name = model_name(path)
+    target = destination("." if out is None else out, f"{name}-imatrix.gguf")
+    _check_free(target, force)
     engine = Model(path, threads=threads)
-    if reading.chunk > engine.config["n_ctx_train"]:
-        raise UsageError(f"--chunk: the model has a context of {engine.config['n_ctx_train']}")
-    chunks = reading.chunks(engine.tokenizer)
-    total, tokens, n_chunks = sum(map(len, chunks)), 0, 0
+    chunks = _chunks(engine.tokenizer, texts)
+    check_context(engine, chunks)
+    total, tokens, done = sum(map(len, chunks)), 0, 0
     importance = Importance(engine)
     session = engine.session(n_ctx=max(map(len, chunks)))
     session.observe(importance)
     started = time.monotonic()
-    title = f"{path.stem} to {target}"
     with replacing(target) as part:  # a place that cannot be written is known at once
-        with terminal.progress(title, "tok") as move:
+        with terminal.progress(f"{name} to {target}", "tok") as move:
             for n in _computed(session, chunks):
-                tokens, n_chunks = tokens + n, n_chunks + 1
+                tokens, done = tokens + n, done + 1
                 move(tokens, total)
-        if not n_chunks:
+        if not done:
             terminal.note("interrupted in the first chunk: nothing was written")
             raise KeyboardInterrupt
-        names = ["stdin" if text == "-" else text for text in reading.texts]
-        write_imatrix(part, importance, Corpus(names, n_chunks, reading.chunk))
+        names = [text_name(file) for file in texts.files]
+        write_imatrix(part, importance, Corpus(names, done, texts.context))
     seconds = time.monotonic() - started
-    done = f"{n_chunks:,}" if tokens == total else f"{n_chunks:,} of {len(chunks):,}"
-    rate = f"{seconds:.1f} s, {tokens / seconds:.0f} tok/s"
-    terminal.note(f"{target}: {tokens:,} tokens in {done} chunks, {rate}")
+    read = n_chunks(done) if tokens == total else f"{done:,} of {n_chunks(len(chunks))}"
+    rate = f"{seconds:.1f} s, {tokens / seconds:,.0f} tok/s"
+    terminal.note(f"{target}: {tokens:,} tokens in {read}, {rate}")
     if engine.config["n_experts"]:
         terminal.note(_reached(importance))
     if tokens < total:
         terminal.note("interrupted: the file holds what was collected until then")
         raise KeyboardInterrupt
+
+
+def _check_free(target: Path, force: bool) -> None:
+    """Raises UsageError for a file that is there: without force, and if it is anything but an
+    importance matrix; the model itself is a GGUF file, too."""
+    if not target.exists():
+        return
+    try:
+        Imatrix(target)
+    except QuantError:
+        raise UsageError(
+            f"{target}: exists and is no importance matrix; choose another name with -o"
+        ) from None
+    if not force:
+        raise UsageError(f"{target}: exists already; --force overwrites it")
+
+
+def _chunks(tokenizer: Tokenizer, texts: Texts) -> list[list[int]]:
+    """The chunks of all texts; the last of each may be shorter."""
+    chunks = []
+    for file in texts.files:
+        ids = tokenizer.encode(read_text(file), added=texts.added)
+        chunks += [ids[i : i + texts.context] for i in range(0, len(ids), texts.context)]
+    if not chunks:
+        raise UsageError("the text is empty")
+    return chunks[: texts.most]
 
 
 def _computed(session: Session, chunks: Sequence[Sequence[int]]) -> Iterator[int]:

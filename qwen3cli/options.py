@@ -1,4 +1,4 @@
-"""The flags that `run` and `chat` share: one field each."""
+"""The flags and arguments that commands share: those of `run` and `chat` are one field each."""
 
 from __future__ import annotations
 
@@ -56,6 +56,16 @@ ModelName = Annotated[
 ]
 Threads = Annotated[int, _threads("physical core")]
 QuantizerThreads = Annotated[int, _threads("CPU")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]
+TextFiles = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
+    ),
+]
+ChunkSize = Annotated[int, _count("--ctx", "Tokens of a chunk (default: 512).", 4, 2**24)]
+Chunks = Annotated[int | None, _count("--chunks", "At most N chunks (default: all).", 1, _MOST)]
+Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from quant.output import destination, refuse_others
 from quant.quantize import default_output, predict
 from quant.quantize import quantize as write_gguf
 from quant.shards import forms, opens_a_model
@@ -30,17 +31,14 @@ def quantize(
     """source: a Hugging Face folder, a GGUF file, or a family name whose weights are in the
     cache. out: a file, or the folder to write it to; by default a path's file goes to the
     current folder, a name's where -m finds it. split_size: as parse_size has it."""
-    most = parse_size(split_size) if split_size else 0
-    if out == "":
-        raise UsageError("-o takes the name of a file or of a folder")
-    path, name = _found(source)
-    if out is not None:
-        target = Path(out)
-    else:
-        target = Path() if path is name else registry.models_folder()
-        target.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        target /= default_output(name, recipe)
+    most = _split_bytes(split_size)
+    path, name = registry.source(source)
+    if out is None:
+        folder = Path() if path is name else registry.models_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        out = str(folder)
+    target = destination(out, default_output(name, recipe))
+    refuse_others(target)
     for old in forms(target):
         if opens_a_model(old) and not force:
             raise UsageError(f"{old}: exists already; --force overwrites it")
@@ -56,12 +54,9 @@ def quantize(
             threads=threads,
             split_size=most,
         )
-    count = f" and {len(done.paths) - 1} more" if len(done.paths) > 1 else ""
-    terminal.note(
-        f"{done.paths[0]}{count}: {done.recipe}, {done.n_weights:,} weights, "
-        f"{done.file_bytes / 1e6:,.1f} MB ({done.bits_per_weight:.2f} bits per weight), "
-        f"{done.seconds:.1f} s"
-    )
+    more = f" and {len(done.paths) - 1} more" if len(done.paths) > 1 else ""
+    size = _described(done.recipe, done.n_weights, done.file_bytes)
+    terminal.note(f"{done.paths[0]}{more}: {size}, {done.seconds:.1f} s")
     if done.unweighed:
         names = ", ".join(done.unweighed[:4]) + (", ..." if len(done.unweighed) > 4 else "")
         terminal.note(f"{imatrix}: knows nothing of {len(done.unweighed)} tensors: {names}")
@@ -78,14 +73,14 @@ def dry_run(
     imatrix: Path | None,
 ) -> None:
     """Prints what each type would come to, and the size of each file to the byte."""
-    path, _ = _found(source)
+    path, _ = registry.source(source)
     told = predict(
         path,
         recipe,
         overrides=overrides,
         allow_requantize=allow_requantize,
         imatrix=imatrix,
-        split_size=parse_size(split_size) if split_size else 0,
+        split_size=_split_bytes(split_size),
     )
     rows = [
         (share.kind, f"{share.n_tensors:,}", f"{share.n_weights:,}", f"{share.n_bytes:,}")
@@ -93,6 +88,14 @@ def dry_run(
     ]
     rows += [("file", "", "", f"{size:,}") for size in told.file_bytes]
     terminal.table(("type", "tensors", "weights", "bytes"), rows)
+    terminal.note(_described(told.recipe, told.n_weights, sum(told.file_bytes)))
+
+
+def _described(recipe: str, n_weights: int, n_bytes: int) -> str:
+    return (
+        f"{recipe}, {n_weights:,} weights, {n_bytes / 1e6:,.1f} MB "
+        f"({8 * n_bytes / n_weights:.2f} bits per weight)"
+    )
 
 
 def parse_size(text: str) -> int:
@@ -103,10 +106,6 @@ def parse_size(text: str) -> int:
     return int(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]]
 
 
-def _found(source: str) -> tuple[Path, Path]:
-    """The path of a source, and the path that its file is named after."""
-    path = Path(source)
-    if path.is_dir() or path.is_file():
-        return path, path
-    known, folder = registry.weights(source)
-    return folder, Path(known)
+def _split_bytes(split_size: str | None) -> int:
+    """0: the file is not split."""
+    return 0 if split_size is None else parse_size(split_size)

@@ -81,10 +81,8 @@ def resolve(model: str) -> Path:
             raise UsageError(
                 f"{model}: a folder, not a GGUF file; `qwen3 quantize {model} --q4` makes one"
             )
-        if path.exists():
-            return path
-        if name.endswith(".gguf") and (split := openers(forms(path))):
-            return split[-1]
+        if file := _opened_by(path):
+            return file
         if "/" in name or name.endswith(".gguf"):
             raise ModelNotFound(f"{model}: there is no such model file")
     cached = hub.gguf_files(f"{FAMILY[name]}-GGUF") if name in FAMILY else []
@@ -95,8 +93,12 @@ def resolve(model: str) -> Path:
     return found
 
 
-def weights(model: str) -> tuple[str, Path]:
-    """A family name and the folder of its weights in the Hugging Face cache."""
+def source(model: str) -> tuple[Path, Path]:
+    """What weights can be read from: a folder, a GGUF file, the first one of a split model, or
+    for a family name the folder of its weights in the Hugging Face cache. And what a file made
+    of it is named after: the same path, or the name. Raises ModelNotFound."""
+    if path := _opened_by(Path(model)):
+        return path, path
     name = _normalized(model)
     if name not in FAMILY:
         raise ModelNotFound(
@@ -108,7 +110,15 @@ def weights(model: str) -> tuple[str, Path]:
             f"{model}: its weights are not all in the Hugging Face cache; "
             f"`hf download {FAMILY[name]}` gets them"
         )
-    return name, folder
+    return folder, Path(name)
+
+
+def _opened_by(path: Path) -> Path | None:
+    """The path if it is there; of NAME.gguf else the first file of the split model NAME."""
+    if path.exists():
+        return path
+    split = openers(forms(path)) if path.suffix == ".gguf" else []
+    return split[-1] if split else None
 
 
 def _normalized(model: str) -> str:

@@ -9,7 +9,6 @@ is padded to the real size: the output matrix costs what it costs.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from quant.metadata import add_general, add_hyperparameters
 from quant.recipes import Recipe, assign, recipe
 from quant.writer import TensorInfo, gguf_output
 from qwen3cli import registry
-from qwen3cli.errors import Qwen3Error, UsageError
+from qwen3cli.errors import UsageError
 from qwen3cli.terminal import Terminal
 
 Table = list[tuple[Tensor, str]]  # the tensors of a file and their types
@@ -88,7 +87,7 @@ SHAPES = {  # Qwen3 Technical Report, tables 1 and 2, and the releases' config.j
 
 def synthetic(spec: str, terminal: Terminal) -> Path:
     """The file for NAME:TYPE, such as 0.6b:q4_k_m; written to the cache folder the first time.
-    Raises UsageError, and Qwen3Error where the disk is too small."""
+    Raises UsageError, and QuantError where the disk is too small."""
     name, _, kind = spec.lower().partition(":")
     if name not in SHAPES:
         raise UsageError(f"--synthetic {spec}: no such shape; there are {', '.join(SHAPES)}")
@@ -99,13 +98,7 @@ def synthetic(spec: str, terminal: Terminal) -> Path:
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    size = sum(n_bytes(tensor, kind) for tensor, kind in table(hp, chosen))
-    free = shutil.disk_usage(folder).free
-    if free < 1.01 * size:
-        raise Qwen3Error(
-            f"{path}: needs {size / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; free "
-            "some space or set $XDG_CACHE_HOME to a folder on another disk"
-        )
+    size = sum(TensorInfo.of(tensor, kind).n_bytes for tensor, kind in table(hp, chosen))
     terminal.note(f"qwen3: writing {path}, {size / 1e9:.1f} GB of random weights, kept for later")
     with terminal.progress(path.name) as move:
         write(path, name, hp, chosen, move)
@@ -115,12 +108,6 @@ def synthetic(spec: str, terminal: Terminal) -> Path:
 def table(hp: Hyperparameters, chosen: Recipe) -> Table:
     """Every tensor of a file and its type, in file order."""
     return assign(chosen, layout(hp), hp)
-
-
-def n_bytes(tensor: Tensor, kind: str) -> int:
-    """Bytes of a tensor in this type."""
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    return math.prod(tensor.shape) // block * size
 
 
 def write(
@@ -133,16 +120,13 @@ def write(
     """Writes a model of this shape; progress is told the bytes done, and of how many. A file
     in the making is removed when it fails. Raises QuantError."""
     tensors = table(hp, chosen)
-    total = sum(n_bytes(tensor, kind) for tensor, kind in tensors)
+    infos = [TensorInfo.of(tensor, kind) for tensor, kind in tensors]
+    total = sum(info.n_bytes for info in infos)
     done = 0
     metadata = gguf.GGUFWriter(None, hp.architecture)
     add_general(metadata, ModelCard(f"Qwen3 {name}, random weights"), chosen)
     add_hyperparameters(metadata, hp)
     _add_tokenizer(metadata, hp.n_vocab)
-    infos = [
-        TensorInfo(tensor.name, tensor.shape, kind, n_bytes(tensor, kind))
-        for tensor, kind in tensors
-    ]
     rng = np.random.default_rng(0)
     with gguf_output(path, metadata, infos, elsewhere="$XDG_CACHE_HOME") as output:
         for tensor, kind in tensors:

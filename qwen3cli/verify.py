@@ -22,10 +22,7 @@ def verify(
     """source: a Hugging Face folder, a GGUF file of floats, or a family name whose weights are
     in the cache. tensors: a line for each, instead of one for all layers. The exit code."""
     path = registry.resolve(name)
-    origin = Path(source) if source else None
-    if origin is not None and not origin.exists():
-        origin = registry.weights(str(source))[1]
-
+    origin = registry.source(source)[0] if source is not None else None
     with terminal.progress(path.name, "MB", 10**6) as move:
         report = check(path, origin, threads=threads, progress=move)
     if as_json:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from commandline import Command
 from gguf_tiny import tiny_model
 
 from quant.checkpoint import Experts, Hyperparameters, read_hyperparameters
+from quant.errors import QuantError
 from quant.quantize import quantize
 from quant.recipes import RECIPES, recipe
 from qwen3cli import bench, peer, synthetic
@@ -366,10 +368,8 @@ def test_a_disk_too_small_is_named_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        synthetic.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9})
-    )
-    with pytest.raises(Qwen3Error, match=r"18\.6 GB.* 1\.0 GB free"):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
+    with pytest.raises(QuantError, match=r"18\.6 GB.* 1\.0 GB free"):
         synthetic.synthetic("30b-a3b:q4_k_m", Terminal())
     assert list((tmp_path / "qwen3" / "synthetic").iterdir()) == []
 

@@ -194,6 +194,8 @@ def test_a_q8_cache_answers_too(qwen3: Command) -> None:
         (2, ["run", "hi", "--max-tokens", str(2**63)], "range from 1 to 2147483647"),
         (2, ["quantize", ".", "--q8", "--threads", "99999"], "range from 0 to 1024"),
         (2, ["quantize", ".", "--q8", "-o", ""], "-o takes"),
+        (2, ["quantize", ".", "--q8", "-o", "no/"], "no such folder"),
+        (2, ["imatrix", "nano", "-o", ""], "-o takes"),
         (3, ["quantize", "nano", "--q8"], "known: 0.6b, "),
         (2, ["run", "hi", "-m", "nano", "--thoughts", "-"], "--thoughts takes"),
         (2, ["run", "hi", "--thoughts", str(NANO)], "a model; choose another file"),
@@ -428,9 +430,12 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
     assert re.fullmatch(r"qwen3 \d+\.\d+\.\d+\n", qwen3("--version").stdout)
     whole = qwen3("-h").stdout
     assert whole == qwen3().stdout
-    for command in ("run", "chat", "quantize", "show", "tokenize"):
-        assert command in whole
-        done = qwen3(command, "-h")
+    listed = whole.partition("Commands:")[2]
+    assert "..." not in listed, "a command that takes more than a line to describe"
+    commands = ["run", "chat", "bench", "quantize", "verify", "imatrix", "show", "tokenize", "eval"]
+    assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == commands
+    for command in (*commands, "eval kl", "eval ppl"):
+        done = qwen3(*command.split(), "-h")
         assert done.returncode == 0 and done.stdout.startswith(f"Usage: qwen3 {command}")
     described = " ".join(qwen3("quantize", "-h").stdout.split())
     assert ", ".join(RECIPES) in described and "one per CPU" in described

@@ -23,8 +23,9 @@ from quant.imatrix import Corpus, Imatrix, write_imatrix
 from quant.quantize import predict, quantize
 from qwen3cli.engine import Cancelled, Importance, Inputs, Model, Session
 from qwen3cli.errors import UsageError
-from qwen3cli.imatrix import Reading, imatrix
+from qwen3cli.imatrix import imatrix
 from qwen3cli.terminal import Terminal
+from qwen3cli.texts import Texts
 
 SITES = {"q": "qkv", "k": "qkv", "v": "qkv", "output": "o", "gate": "gate_up", "up": "gate_up"}
 CORPUS = Corpus(["a.txt", "b.txt"], 3, 16)
@@ -372,7 +373,7 @@ def test_the_importance_of_another_model_is_refused(
 
 def test_from_text_to_a_file_that_quantize_takes(qwen3: Command) -> None:
     (qwen3.home / "a.txt").write_text("What is 17 + 48 - 5? " * 40)
-    done = qwen3("imatrix", "nano", "a.txt", "-", "--chunk", "64", input="Sort 8, 71, 25, 90.")
+    done = qwen3("imatrix", "nano", "a.txt", "-", "--ctx", "64", input="Sort 8, 71, 25, 90.")
     assert (done.returncode, done.stdout) == (0, "")
     assert re.search(r"^nano-dense-q8_0-imatrix.gguf: \d+ tokens in \d+ chunks", done.stderr)
     path = qwen3.home / "nano-dense-q8_0-imatrix.gguf"
@@ -380,9 +381,13 @@ def test_from_text_to_a_file_that_quantize_takes(qwen3: Command) -> None:
     assert (corpus.texts, corpus.chunk_size) == (["a.txt", "stdin"], 64)
     again = qwen3("imatrix", "nano", "a.txt")
     assert (again.returncode, "--force" in again.stderr) == (2, True)
+    again = qwen3("imatrix", "nano", "a.txt", "--ctx", "8", "--chunks", "1", "-o", ".", "--force")
+    assert "8 tokens in 1 chunk," in again.stderr and Imatrix(path).corpus.n_chunks == 1
     source = str(DATA / "nano-dense")
     done = qwen3("quantize", source, "--q4", "--imatrix", path.name, "-o", "q.gguf")
     assert done.returncode == 0 and "knows nothing" not in done.stderr
+    refused = qwen3("imatrix", "q.gguf", "a.txt", "-o", "q.gguf", "--force")
+    assert refused.returncode == 2 and "q.gguf: exists and is no importance" in refused.stderr
     done = qwen3("quantize", source, "--q4", "--imatrix", "absent.gguf", "-o", "r.gguf")
     assert (done.returncode, "absent.gguf" in done.stderr) == (3, True)
 
@@ -402,8 +407,8 @@ def test_text_is_text_unless_added_tokens_are_asked_for(qwen3: Command) -> None:
 
 
 def test_no_text_and_too_long_a_chunk_are_usage_errors(qwen3: Command) -> None:
-    for args in (("nano",), ("nano", "--chunk", "8192")):
-        done = qwen3("imatrix", *args, input="x" if len(args) > 1 else "")
+    for args in (("nano",), ("nano", "--ctx", "8192")):
+        done = qwen3("imatrix", *args, input="1 " * 5000 if len(args) > 1 else "")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert qwen3("imatrix", "nano", "absent.txt").returncode == 1
     assert qwen3("imatrix", "nano", "-o", "no/i.gguf", input="x").returncode == 1
@@ -420,7 +425,7 @@ class Interrupting(Terminal):
 
     @contextmanager
     def progress(
-        self, title: str, rate: Callable[[float], str] = str
+        self, title: str, unit: str = "", of: int = 1
     ) -> Iterator[Callable[[int, int], None]]:
         def move(_done: int, _total: int) -> None:
             self.left -= 1
@@ -429,7 +434,7 @@ class Interrupting(Terminal):
 
         yield move
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, dim: bool = False) -> None:
         self.notes.append(text)
 
 
@@ -438,7 +443,7 @@ def test_ctrl_c_keeps_what_was_collected(tmp_path: Path) -> None:
     text.write_text("What is 17 + 48 - 5? " * 100)
     terminal = Interrupting(3)
     with pytest.raises(KeyboardInterrupt):
-        imatrix("nano", Reading([str(text)], chunk=64), str(out), terminal, force=False, threads=0)
+        imatrix("nano", Texts([str(text)], context=64), str(out), terminal, force=False, threads=0)
     assert re.search(r"192 tokens in 3 of \d+ chunks", terminal.notes[0])
     assert "interrupted" in terminal.notes[-1]
     read = Imatrix(out)
@@ -457,7 +462,7 @@ def test_a_cancelled_chunk_ends_the_reading(
     terminal = Interrupting(0)
     with pytest.raises(KeyboardInterrupt):
         imatrix(
-            "nano", Reading([__file__]), str(tmp_path / "i.gguf"), terminal, force=False, threads=0
+            "nano", Texts([__file__]), str(tmp_path / "i.gguf"), terminal, force=False, threads=0
         )
     assert terminal.notes == ["interrupted in the first chunk: nothing was written"]
     assert not list(tmp_path.iterdir())

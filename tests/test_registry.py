@@ -140,7 +140,7 @@ def test_an_unknown_name_comes_with_a_hint(name: str, hint: str) -> None:
     with pytest.raises(ModelNotFound, match=hint):
         registry.resolve(name)
     with pytest.raises(ModelNotFound) as caught:
-        registry.weights(name)
+        registry.source(name)
     assert "nano" not in str(caught.value).removeprefix(name)  # it has no weights here
 
 
@@ -167,11 +167,11 @@ def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_weights_must_be_cached_completely(home: Path) -> None:
     with pytest.raises(ModelNotFound, match="hf download Qwen/Qwen3-0"):
-        registry.weights("0.6b")
+        registry.source("0.6b")
     folder = cache(home, "Qwen/Qwen3-0.6B", "config.json")
     assert hub.weights("Qwen/Qwen3-0.6B") is None
     touch(folder / "model.safetensors")
-    assert registry.weights("0.6b") == ("0.6b", folder)
+    assert registry.source("0.6b") == (folder, Path("0.6b"))
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     touch(folder / "model.safetensors.index.json", json.dumps(index))
     touch(folder / "model-1.safetensors")

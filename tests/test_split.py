@@ -307,6 +307,10 @@ def test_the_command_writes_runs_and_shows_shards(tmp_path: Path) -> None:
     assert qwen3("quantize", source, "--q8", "-o", "out.gguf").returncode == 2
     again = qwen3(*command, "1M")
     assert again.returncode == 2 and f"{first.name}: exists already" in again.stderr
+    assert qwen3(*command, "").returncode == 2
+    again = qwen3("quantize", "out.gguf", "--type", "F16", "--allow-requantize", "-o", "f16.gguf")
+    assert again.returncode == 0, again.stderr
+    assert qwen3("verify", "out.gguf", "--source", "f16.gguf").returncode == 0
     assert qwen3(*command, "1M", "--force").returncode == 0
     assert not first.exists()
     second = min(tmp_path.glob("out-00002-*.gguf"))
