@@ -130,14 +130,14 @@ def write(
     rng = np.random.default_rng(0)
     with gguf_output(path, metadata, infos, elsewhere="$XDG_CACHE_HOME") as output:
         for tensor, kind in tensors:
-            for chunk in _data(rng, tensor, kind):
+            for chunk in _data(rng, tensor, kind, tied=hp.tied_embedding):
                 output.write(chunk)
                 done += chunk.nbytes
                 progress(done, total)
 
 
 def _data(
-    rng: np.random.Generator, tensor: Tensor, kind: str
+    rng: np.random.Generator, tensor: Tensor, kind: str, *, tied: bool
 ) -> Iterator[NDArray[np.uint8] | NDArray[np.float32]]:
     if len(tensor.shape) == 1:
         yield np.ones(tensor.shape, np.float32)
@@ -145,8 +145,9 @@ def _data(
     block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     n = math.prod(tensor.shape) // block
     # With less in the embedding, what the layers add would make all tokens look alike, and a
-    # router would send them to the same experts.
-    deviation = 1 if tensor.name == "token_embd.weight" else tensor.row_length**-0.5
+    # router would send them to the same experts. Where it is the output, too, logits count more.
+    alone = tensor.name == "token_embd.weight" and not tied
+    deviation = 1 if alone else tensor.row_length**-0.5
     for start in range(0, n, _CHUNK_BLOCKS):
         yield random_blocks(rng, kind, min(_CHUNK_BLOCKS, n - start), deviation)
 
