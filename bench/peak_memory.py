@@ -9,15 +9,14 @@ first weight, and the rate.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
+from round_trip import arguments, shape_of
+
 from quant.quantize import predict
-from qwen3cli.synthetic import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
@@ -40,16 +39,8 @@ print(before, peak(), done.file_bytes, done.seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="30b-a3b")
-    parser.add_argument("--layers", type=int, default=6, help="0: as many as the model has")
-    parser.add_argument("--type", default="Q4_K_M")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="default: the system's for temporary files")
-    args = parser.parse_args()
-    hp = SHAPES[args.shape]
-    if args.layers:
-        hp = replace(hp, n_layers=args.layers)
+    args = arguments(__doc__, layers=6).parse_args()
+    hp = shape_of(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         source, out = Path(folder) / "source", Path(folder) / "out.gguf"
         n_bytes = write_synthetic(source, hp)

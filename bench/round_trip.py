@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kl import divergence, llama, ours
 
+from quant.checkpoint import Hyperparameters
 from quant.quantize import quantize
 from qwen3cli.synthetic import SHAPES
 
@@ -28,18 +29,27 @@ from checkpoint_synthetic import write_synthetic  # noqa: E402
 PROMPT = [list(range(1000, 1032))]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str | None, *, layers: int) -> argparse.ArgumentParser:
+    """Those of a script that quantizes a random checkpoint."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--shape", choices=SHAPES, default="30b-a3b")
-    parser.add_argument("--layers", type=int, default=2, help="0: as many as the model has")
+    parser.add_argument("--layers", type=int, default=layers, help="0: as many as the model has")
     parser.add_argument("--type", default="Q4_K_M")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="default: the system's for temporary files")
+    return parser
+
+
+def shape_of(args: argparse.Namespace) -> Hyperparameters:
+    hp = SHAPES[args.shape]
+    return replace(hp, n_layers=args.layers) if args.layers else hp
+
+
+def main() -> None:
+    parser = arguments(__doc__, layers=2)
     parser.add_argument("--llama", action="store_true")
     args = parser.parse_args()
-    hp = SHAPES[args.shape]
-    if args.layers:
-        hp = replace(hp, n_layers=args.layers)
+    hp = shape_of(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         source, out = Path(folder) / "source", Path(folder) / "out.gguf"
         n_bytes = write_synthetic(source, hp)

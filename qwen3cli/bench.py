@@ -38,6 +38,7 @@ from qwen3cli import peer, registry
 from qwen3cli.engine import Cancelled, Model, ModelFile, Probe
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.interrupt import interruptible
+from qwen3cli.memory import available
 from qwen3cli.peer import Peer, PeerFailed
 from qwen3cli.terminal import Terminal
 
@@ -343,7 +344,7 @@ def _file_bytes(path: Path) -> int:
 
 def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> None:
     """Refuses a cache that does not fit; says so when the weights do not."""
-    free = _free_memory()
+    free = available()
     if free is None:
         return
     needed = plan.n_ctx * cost.kv_bytes + _probe_bytes(free)
@@ -364,23 +365,6 @@ def _probe_bytes(free: int | None) -> int:
     return PROBE_BYTES if free is None else min(PROBE_BYTES, max(free // 4, 1 << 22))
 
 
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping, as far as the system tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    cgroup = Path("/sys/fs/cgroup")
-    try:  # a container's limit; "max" is no number, and its files are no free memory
-        limit = int((cgroup / "memory.max").read_text())
-        used = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        return min(free, limit - int(used["anon"]))
-    except (OSError, KeyError, ValueError):
-        return free
-
-
 def _measured(
     model: Model,
     cost: Cost,
@@ -390,7 +374,7 @@ def _measured(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The report; what has to be closed is left to stack."""
-    probe = Probe(model, _probe_bytes(_free_memory()))
+    probe = Probe(model, _probe_bytes(available()))
     measurement = Measurement(cost, lambda: Rates(probe.read(), probe.int8(), probe.f32()))
     runners: dict[str, Runner] = {"qwen3": Ours(model, plan.n_ctx)}
     version = None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 
 from qwen3cli.errors import UsageError
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def parse_bytes(text: str, flag: str) -> int:
-    """Bytes of "8G", "7.5G", "500M": powers of 1000. Raises UsageError naming the flag."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([KMGT]?)B?", text.strip().upper())
+    """Bytes of "8G", "7.5G", "500M": powers of 1000, as gguf-split and disks have them. Raises
+    UsageError naming the flag."""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([KMG]?)", text.upper())
     if not found or float(found[1]) == 0:
-        raise UsageError(f"{flag} {text}: an amount of memory is needed, such as 8G")
-    return int(float(found[1]) * _UNITS[found[2]])
+        raise UsageError(f"{flag} {text}: a number of bytes is needed, such as 8G or 500M")
+    return int(Decimal(found[1]) * _UNITS[found[2]])
 
 
 def available(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:

@@ -107,7 +107,7 @@ def place(
     if rest < sizes.least_experts:
         needed = most - rest + sizes.least_experts
         raise DoesNotFit(
-            f"{path.name}: {most / 1e9:.1f} GB of memory are too little: "
+            f"{path.name}: {most / 1e9:.1f} GB of memory is too little: "
             f"{needed / 1e9:.1f} GB are needed with a context of {context:,} tokens "
             f"(--ctx); {sizes.dense / 1e9:.1f} GB of weights are read for every token, and one "
             f"token meets {sizes.least_experts / 1e9:.1f} GB of experts"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from quant.quantize import quantize as write_gguf
 from quant.shards import forms, opens_a_model
 from qwen3cli import registry
 from qwen3cli.errors import UsageError
+from qwen3cli.memory import parse_bytes
 from qwen3cli.terminal import Terminal
 
 
@@ -30,7 +30,7 @@ def quantize(
 ) -> None:
     """source: a Hugging Face folder, a GGUF file, or a family name whose weights are in the
     cache. out: a file, or the folder to write it to; by default a path's file goes to the
-    current folder, a name's where -m finds it. split_size: as parse_size has it."""
+    current folder, a name's where -m finds it. split_size: as parse_bytes has it."""
     most = _split_bytes(split_size)
     path, name = registry.source(source)
     if out is None:
@@ -98,14 +98,6 @@ def _described(recipe: str, n_weights: int, n_bytes: int) -> str:
     )
 
 
-def parse_size(text: str) -> int:
-    """Bytes of a number with K, M or G, which are powers of 1000 as in gguf-split."""
-    found = re.fullmatch(r"([1-9]\d{0,17})([KMG]?)", text.upper())
-    if not found:
-        raise UsageError(f"--split-size {text}: a number of bytes is needed, such as 4G or 500M")
-    return int(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]]
-
-
 def _split_bytes(split_size: str | None) -> int:
     """0: the file is not split."""
-    return 0 if split_size is None else parse_size(split_size)
+    return 0 if split_size is None else parse_bytes(split_size, "--split-size")

@@ -96,7 +96,7 @@ def test_what_the_command_line_asks_wrongly(qwen3: Command) -> None:
 def test_a_context_beyond_memory_is_refused_before_it_is_filled(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "_free_memory", lambda: 6_000_000)
+    monkeypatch.setattr(bench, "available", lambda: 6_000_000)
     with pytest.raises(DoesNotFit, match="--depth"):
         run_here(capfd, "8", depth="1000")
 
@@ -104,7 +104,7 @@ def test_a_context_beyond_memory_is_refused_before_it_is_filled(
 def test_weights_beyond_memory_are_measured_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "_free_memory", lambda: 6_000_000)
+    monkeypatch.setattr(bench, "available", lambda: 6_000_000)
     report, notes = run_here(capfd, "8")
     assert report["decode"]["tok_s"] > 0 and "disk" in notes
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qwen3cli.engine import Model
 from qwen3cli.errors import DoesNotFit, FormatError, Qwen3Error, UsageError
-from qwen3cli.memory import available, parse_bytes
+from qwen3cli.memory import available
 from qwen3cli.placement import place, sizes_of
 
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
@@ -146,15 +146,6 @@ def test_models_open_and_close_without_leaks() -> None:
 
 
 # ---- where things lie ---------------------------------------------------------------
-
-
-def test_amounts_of_memory() -> None:
-    assert parse_bytes("8G", "--ram") == 8 * 10**9
-    assert parse_bytes("7.5g", "--ram") == 7_500_000_000
-    assert parse_bytes("500MB", "--ram") == 500_000_000
-    for wrong in ("", "much", "0", "-1G", "8X", "1e9"):
-        with pytest.raises(UsageError, match="--ram"):
-            parse_bytes(wrong, "--ram")
 
 
 def test_memory_within_a_control_group(tmp_path: Path) -> None:

@@ -141,6 +141,14 @@ CHANGES = {  # split sizes before (None: nothing is there) and after
 }
 
 
+def with_files(place: Path, files: dict[str, bytes]) -> tuple[Path, Path]:
+    """A new folder that holds them, and where the next output goes."""
+    place.mkdir()
+    for name, data in files.items():
+        (place / name).write_bytes(data)
+    return place, place / "out.gguf"
+
+
 @pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES.keys())
 def test_killed_at_every_step_of_the_end(
     tmp_path: Path, forks: Any, sources: tuple[Path, Path], before: int | None, after: int
@@ -149,11 +157,7 @@ def test_killed_at_every_step_of_the_end(
     wanted = clean(new, tmp_path / "new", "q8_0", after)
     was = clean(old, tmp_path / "old", "q8_0", before) if before is not None else {}
     for step in count():
-        place = tmp_path / str(step)
-        place.mkdir()
-        for name, data in was.items():
-            (place / name).write_bytes(data)
-        out = place / "out.gguf"
+        place, out = with_files(tmp_path / str(step), was)
         process = forks.Process(target=quantize_until, args=(step, new, out, after))
         process.start()
         process.join()
@@ -176,11 +180,7 @@ def test_an_error_at_every_step_of_the_end(
     wanted = clean(new, tmp_path / "new", "q8_0", after)
     was = clean(old, tmp_path / "old", "q8_0", before) if before is not None else {}
     for step in count():
-        place = tmp_path / str(step)
-        place.mkdir()
-        for name, data in was.items():
-            (place / name).write_bytes(data)
-        out = place / "out.gguf"
+        place, out = with_files(tmp_path / str(step), was)
         try:
             with ending(step, fail):
                 quantize(new, out, "q8_0", split_size=after)
