@@ -101,7 +101,7 @@ class _Planner:
 
     def refuse_rest(self) -> None:
         if self.hp.tied_embedding:  # some checkpoints repeat the embedding here
-            self.unused.discard("lm_head.weight")
+            self.unused -= {"lm_head.weight", scales_of("lm_head.weight")}
         if self.unused:
             names = sorted(self.unused)
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -28,17 +28,19 @@ def destination(out: str, name: Path | str) -> Path:
 
 @contextmanager
 def replacing(path: Path, elsewhere: str = "-o") -> Iterator[Path]:
-    """replacing_all for one file."""
-    with replacing_all([path], path, elsewhere) as (part,):
+    """replacing_all for one file that is no model: nothing else of its name leaves."""
+    with replacing_all([path], path, elsewhere, sweep=False) as (part,):
         yield part
 
 
 @contextmanager
-def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Iterator[list[Path]]:
+def replacing_all(
+    files: list[Path], path: Path, elsewhere: str = "-o", *, sweep: bool = True
+) -> Iterator[list[Path]]:
     """Gives a temporary name for each of the files that the model path becomes: path
     itself, or its shards. What the block writes there is synced and renamed when the
-    block ends well, and then older files of the same model are removed; when it does
-    not, nothing has changed. What is left by a killed process is overwritten or removed
+    block ends well, and then (sweep) older files of the same model are removed; when it
+    does not, nothing has changed. What is left by a killed process is overwritten or removed
     by the next. An OSError of the block becomes a QuantError that names path, and
     elsewhere, which chooses another."""
     parts = [path.with_name(f".{path.name}.part{i or ''}") for i in range(len(files))]
@@ -61,7 +63,7 @@ def replacing_all(files: list[Path], path: Path, elsewhere: str = "-o") -> Itera
             for part in parts:
                 part.unlink(missing_ok=True)
             raise
-        for old in forms(path):
+        for old in forms(path) if sweep else ():
             if old not in files:
                 old.unlink(missing_ok=True)
         _sync(path.parent)

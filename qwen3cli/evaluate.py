@@ -171,7 +171,8 @@ def evaluate(
 
 def _chunks(models: Sequence[Model], texts: Texts) -> list[Sequence[int]]:
     chunks: list[Sequence[int]] = []
-    _same_vocabulary(models)
+    if len(models) > 1:
+        _same_vocabulary(models)
     for file in texts.files:
         text = read_text(file)
         ids, *others = (model.tokenizer.encode(text, added=texts.added) for model in models)

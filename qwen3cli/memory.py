@@ -16,9 +16,10 @@ def parse_bytes(text: str, flag: str) -> int:
     """Bytes of "8G", "7.5G", "500M": powers of 1000, as gguf-split and disks have them. Raises
     UsageError naming the flag."""
     found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([KMG]?)", text.upper())
-    if not found or float(found[1]) == 0:
+    n = int(Decimal(found[1]) * _UNITS[found[2]]) if found else 0
+    if n == 0:
         raise UsageError(f"{flag} {text}: a number of bytes is needed, such as 8G or 500M")
-    return int(Decimal(found[1]) * _UNITS[found[2]])
+    return n
 
 
 def available(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:

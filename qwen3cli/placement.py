@@ -27,6 +27,7 @@ class Sizes:
     experts: int
     least_experts: int  # the least that a store of experts works with
     kv_token: int  # values in the kv cache, for a token
+    n_ctx: int  # the most tokens that a session takes when nobody names a number
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def sizes_of(path: Path) -> Sizes | None:
         experts=sum(experts.values()),
         least_experts=n_layers * n_used * max(of_layer.values()),
         kv_token=n_layers * head,
+        n_ctx=min(count("context_length") or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
     )
 
 
@@ -87,7 +89,7 @@ def place(
 ) -> Placement:
     """ram: "8G", or "auto" (and None): what is available now, if the file does not fit into it.
 
-    Raises UsageError, and DoesNotFit with the memory that is needed.
+    Raises UsageError, and for a ram that was asked for DoesNotFit with what is needed.
     """
     asked = None if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
     sizes = sizes_of(path)
@@ -100,11 +102,13 @@ def place(
         return Placement(None, n_ctx)
     most = asked if asked is not None else int((free or 0) * _SHARE)
     item = _KV_ITEM[kv or "f16"]
-    context = n_ctx or _context(most, sizes.kv_token * item)
+    context = n_ctx or _context(most, sizes.kv_token * item, sizes.n_ctx)
     rest = int(most - sizes.dense - _OVERHEAD - context * sizes.kv_token * item)
     if rest >= sizes.experts * 1.01:  # pages round up
-        return Placement(most, n_ctx, sizes=sizes)
+        return Placement(most, context, sizes=sizes)
     if rest < sizes.least_experts:
+        if asked is None:  # the page cache makes do with what there is
+            return Placement(None, n_ctx)
         needed = most - rest + sizes.least_experts
         raise DoesNotFit(
             f"{path.name}: {most / 1e9:.1f} GB of memory is too little: "
@@ -115,12 +119,11 @@ def place(
     return Placement(most, context, rest, sizes)
 
 
-def _context(ram: int, token_bytes: float) -> int:
-    """As many tokens as an eighth of the memory holds, a power of two from 2,048 on."""
-    n = DEFAULT_CONTEXT
-    if n * token_bytes <= ram / 8:
-        return n
+def _context(ram: int, token_bytes: float, most: int) -> int:
+    """As many tokens as an eighth of the memory holds, a power of two from 2,048 on, or most."""
+    if most * token_bytes <= ram / 8:
+        return most
     n = 2048
     while 2 * n * token_bytes <= ram / 8:
         n *= 2
-    return n
+    return min(n, most)

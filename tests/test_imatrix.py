@@ -57,6 +57,17 @@ def qwen3(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
 
+def test_a_matrix_named_like_a_split_model_leaves_it_alone(tmp_path: Path, qwen3: Command) -> None:
+    quantize(DATA / "nano-dense", tmp_path / "m.gguf", "q8_0", split_size=2_000_000)
+    (tmp_path / "a.txt").write_text("one two three " * 20)
+    shards = sorted(tmp_path.glob("m-0*.gguf"))
+    assert len(shards) > 1
+    done = qwen3("imatrix", shards[0].name, "a.txt", "-o", "m.gguf", "--chunks", "1")
+    assert done.returncode == 0, done.stderr
+    assert sorted(tmp_path.glob("m-0*.gguf")) == shards
+    assert qwen3("show", shards[0].name).returncode == 0
+
+
 # ---- collecting ------------------------------------------------------------
 
 

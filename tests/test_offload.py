@@ -181,6 +181,45 @@ def test_a_model_that_fits_stays_mapped() -> None:
         place(DENSE, "4G")
 
 
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "ram", "n_ctx", "held", "context"),
+    [
+        (32 * GB, None, None, False, 4096),  # all of it fits
+        (32 * GB, None, 512, False, 512),
+        (32 * GB, "auto", None, False, 4096),
+        (None, None, None, False, None),  # nobody knows: as it was
+        (GB // 10, None, None, False, None),  # nothing fits: the page cache makes do
+        (32 * GB, "320M", None, True, 4096),  # never more than the model was trained on
+        (32 * GB, "314M", 2048, True, 2048),
+        (int(314e6 / 0.85), "auto", 2048, True, 2048),
+    ],
+)
+def test_what_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+    free: int | None,
+    ram: str | None,
+    n_ctx: int | None,
+    held: bool,
+    context: int | None,
+) -> None:
+    monkeypatch.setattr("qwen3cli.placement.available", lambda: free)
+    found, sizes = place(NANO_MOE, ram, n_ctx=n_ctx), sizes_of(NANO_MOE)
+    assert sizes is not None and found.n_ctx == context
+    assert (found.expert_bytes > 0) == held
+    if found.expert_bytes:
+        used = sizes.dense + 300_000_000 + 2 * sizes.kv_token * found.n_ctx + found.expert_bytes
+        assert abs(used - (found.ram or 0)) <= 1
+        assert sizes.least_experts <= found.expert_bytes < 1.01 * sizes.experts
+
+
+def test_the_least_that_is_planned_is_enough() -> None:
+    sizes = sizes_of(NANO_MOE)
+    assert sizes is not None and least(NANO_MOE) <= sizes.least_experts
+
+
 def test_memory_that_is_too_little_says_how_much_is_needed() -> None:
     with pytest.raises(DoesNotFit, match=r"0\.3 GB are needed"):
         place(NANO_MOE, "100M")

@@ -321,7 +321,7 @@ def test_the_command_writes_runs_and_shows_shards(tmp_path: Path) -> None:
 def test_sizes_are_decimal() -> None:
     sizes = {"4G": 4 * 10**9, "500M": 5 * 10**8, "7k": 7000, "123": 123, "1.5G": 15 * 10**8}
     assert {text: parse_bytes(text, "--split-size") for text in sizes} == sizes
-    for wrong in ("0", "-1", "4T", "1.5.5G", "1e9", "G", "", "4 G", "4GB"):
+    for wrong in ("0", "-1", "4T", "1.5.5G", "1e9", "0.5", "0.0001K", "G", "", "4 G", "4GB"):
         with pytest.raises(CliUsageError, match=r"--split-size .*a number of bytes is needed"):
             parse_bytes(wrong, "--split-size")
 
