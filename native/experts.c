@@ -37,7 +37,7 @@ typedef struct {
 } usage;
 
 struct expert_store {
-    int n_layers, n_experts;
+    int n_experts;
     expert_extent *extents;
     size_t *bytes; /* of a layer's expert in memory */
     size_t largest;
@@ -82,7 +82,8 @@ static size_t largest_layer(const expert_bank *bank) {
 }
 
 uint64_t experts_least_budget(const expert_bank *bank) {
-    return (uint64_t)bank->n_layers * (uint64_t)bank->n_used * largest_layer(bank);
+    uint64_t n = (uint64_t)bank->n_layers * (uint64_t)bank->n_used;
+    return (n < 2 ? 2 : n) * largest_layer(bank); /* one is computed while the next is read */
 }
 
 static const expert_extent *extent_of(const expert_store *s, int layer, int part) {
@@ -198,18 +199,19 @@ static slot *admit(expert_store *s, int layer, int expert, bool passing) {
     return at;
 }
 
-static void take_in(expert_store *s, int layer, const int32_t *experts, int n, bool passing) {
+/* Those that are there, before anybody leaves. */
+static void pin(expert_store *s, int layer, const int32_t *experts, int n) {
     for (int i = 0; i < n; i++) {
         slot *at = slot_of(s, layer, experts[i]);
-        if (at) at->pinned = s->call; /* before anybody leaves */
+        if (at) at->pinned = s->call;
     }
+}
+
+static void admit_missing(expert_store *s, int layer, const int32_t *experts, int n, bool passing) {
     for (int i = 0; i < n; i++) {
-        slot *at = slot_of(s, layer, experts[i]);
-        if (!at) {
-            at = admit(s, layer, experts[i], passing);
-            s->misses++;
-        }
-        at->pinned = s->call;
+        if (slot_of(s, layer, experts[i])) continue;
+        admit(s, layer, experts[i], passing)->pinned = s->call;
+        s->misses++;
     }
 }
 
@@ -238,8 +240,10 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
     if (layer < s->layer) s->token++; /* the next token */
     s->layer = layer;
     s->call++;
-    take_in(s, layer, experts, n, passing);
-    take_in(s, layer, next, n_next, passing);
+    pin(s, layer, experts, n);
+    pin(s, layer, next, n_next);
+    admit_missing(s, layer, experts, n, passing);
+    admit_missing(s, layer, next, n_next, passing);
     for (int i = 0; i < n; i++) {
         slot *at = slot_of(s, layer, experts[i]);
         if (at->counted) s->hits++;
@@ -278,16 +282,7 @@ const uint8_t *experts_matrix(expert_store *s, int layer, int expert, expert_par
 }
 
 qwen3_status experts_status(expert_store *s, qwen3_error *err) {
-    qwen3_status status = QWEN3_OK;
-    if (!readers_failed(s->readers)) return QWEN3_OK;
-    for (slot *at = s->slots; at < s->slots + s->n_begun; at++)
-        for (int part = 0; part < EXPERT_PARTS; part++) {
-            read_request *r = &at->reads[part];
-            if (atomic_load(&r->state) != READ_FAILED) continue;
-            atomic_store(&r->state, READ_IDLE);
-            status = readers_error(s->readers, r, err);
-        }
-    return status;
+    return readers_status(s->readers, err);
 }
 
 qwen3_expert_stats experts_stats(const expert_store *s) {
@@ -359,7 +354,6 @@ expert_store *experts_open(const expert_bank *bank, uint64_t budget, int n_reade
         return NULL;
     }
     pthread_mutex_init(&s->lock, NULL);
-    s->n_layers = bank->n_layers;
     s->n_experts = bank->n_experts;
     s->layer = bank->n_layers;
     s->budget = budget;

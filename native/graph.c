@@ -82,9 +82,10 @@ static void observe(const step *s, int index, importance_site at, const vectors 
     if (im) importance_add(im, index, at, x->f, route->last, route->start, token, tid);
 }
 
-/* Thread 0 decides for all whether to go on. */
+/* Thread 0 decides for all whether to go on: with a store when nobody is in it any more. */
 static void look_for_end(step *s, int tid) {
     expert_store *experts = s->work->model->offload.experts;
+    if (experts) pool_barrier(s->work->model->pool, tid);
     if (tid != 0) return;
     if (experts) s->status = experts_status(experts, s->err);
     if (atomic_exchange(s->cancel, false)) s->status = QWEN3_ERR_CANCELLED;

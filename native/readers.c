@@ -25,23 +25,33 @@ typedef struct {
     bool direct;
 } source;
 
+enum { CUT = -1 }; /* the file ends before the last byte that was asked for */
+
+typedef struct {
+    int file;
+    uint64_t offset;
+    size_t size;
+    int error; /* an errno, or CUT */
+} failure;
+
 struct readers {
     source *files;
     int n_files, n_threads;
     read_check *check;
     const void *arg;
-    pthread_mutex_t lock; /* of all that follows */
+    pthread_mutex_t lock; /* of what follows, down to failure */
     pthread_cond_t work, done;
     read_request *first, **last;
     bool quit;
+    bool failed;
+    failure failure; /* the first one since it was asked for */
     pthread_t *threads;
     _Atomic(uint64_t) bytes;
-    atomic_bool failed;
 };
 
 /* ---- reading ---------------------------------------------------------------------- */
 
-/* 0, an errno, or -1 when the file ends before the last byte that was asked for. */
+/* 0, an errno, or CUT. */
 static int read_pages(const source *file, const read_request *r) {
     uint64_t at = r->offset & ~(uint64_t)(READ_PAGE - 1), end = r->offset + r->size;
     size_t whole = (size_t)((end - at + READ_PAGE - 1) & ~(uint64_t)(READ_PAGE - 1));
@@ -49,7 +59,7 @@ static int read_pages(const source *file, const read_request *r) {
         ssize_t n = pread(file->fd, r->to + got, whole - got, (off_t)(at + got));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return errno;
-        if (n == 0) return -1;
+        if (n == 0) return CUT;
         got += (size_t)n;
     }
 #ifdef POSIX_FADV_DONTNEED
@@ -58,11 +68,12 @@ static int read_pages(const source *file, const read_request *r) {
     return 0;
 }
 
+/* error: as from read_pages. */
 static void finish(readers *p, read_request *r, int error) {
-    r->error = error > 0 ? error : 0;
-    if (error) atomic_store(&p->failed, true);
-    else atomic_fetch_add(&p->bytes, r->size);
+    if (!error) atomic_fetch_add(&p->bytes, r->size);
     pthread_mutex_lock(&p->lock);
+    if (error && !p->failed) p->failure = (failure){r->file, r->offset, r->size, error};
+    if (error) p->failed = true;
     atomic_store(&r->state, error ? READ_FAILED : READ_DONE);
     pthread_cond_broadcast(&p->done);
     pthread_mutex_unlock(&p->lock);
@@ -110,18 +121,25 @@ bool readers_wait(readers *p, const read_request *r, const atomic_bool *cancel) 
     return atomic_load(&r->state) == READ_DONE;
 }
 
-bool readers_failed(readers *p) { return atomic_exchange(&p->failed, false); }
-
-qwen3_status readers_error(const readers *p, const read_request *r, qwen3_error *err) {
-    const char *path = p->files[r->file].path;
-    if (r->error == 0)
+static qwen3_status explain(const readers *p, failure f, qwen3_error *err) {
+    const char *path = p->files[f.file].path;
+    if (f.error == CUT)
         return fail(err, QWEN3_ERR_FORMAT, "%s ends before byte %llu: it was cut while in use, "
-                    "fetch it again", path, (unsigned long long)(r->offset + r->size));
-    if (r->error == EILSEQ)
+                    "fetch it again", path, (unsigned long long)(f.offset + f.size));
+    if (f.error == EILSEQ)
         return fail(err, QWEN3_ERR_FORMAT, "%s holds a NaN or an infinity behind byte %llu: it is "
-                    "damaged, fetch it again", path, (unsigned long long)r->offset);
+                    "damaged, fetch it again", path, (unsigned long long)f.offset);
     return fail(err, QWEN3_ERR_IO, "%s: reading byte %llu failed: %s", path,
-                (unsigned long long)r->offset, strerror(r->error));
+                (unsigned long long)f.offset, strerror(f.error));
+}
+
+qwen3_status readers_status(readers *p, qwen3_error *err) {
+    pthread_mutex_lock(&p->lock);
+    bool failed = p->failed;
+    failure first = p->failure;
+    p->failed = false;
+    pthread_mutex_unlock(&p->lock);
+    return failed ? explain(p, first, err) : QWEN3_OK;
 }
 
 uint64_t readers_bytes(const readers *p) { return atomic_load(&p->bytes); }

@@ -23,7 +23,6 @@ typedef struct read_request {
     size_t size;
     uint8_t *to;
     _Atomic(read_state) state;
-    int error;                 /* of READ_FAILED: an errno, 0 for a file that ends too early */
     struct read_request *next; /* the queue's own */
 } read_request;
 
@@ -44,10 +43,8 @@ void readers_submit(readers *, read_request *);
 /* Waits until it is done or has failed: true when done. False too when *cancel (NULL: never)
  * becomes true, at most 20 ms later. Any thread may wait. */
 bool readers_wait(readers *, const read_request *, const atomic_bool *cancel);
-/* Whether a request has failed since the last call. */
-bool readers_failed(readers *);
-/* What a failed request should tell its user. */
-qwen3_status readers_error(const readers *, const read_request *, qwen3_error *err);
+/* QWEN3_OK, or what the first request that failed since the last call should tell its user. */
+qwen3_status readers_status(readers *, qwen3_error *err);
 
 /* Bytes that were asked for and read since the start. */
 uint64_t readers_bytes(const readers *);

@@ -176,6 +176,14 @@ static void test_failures(void) {
     (void)experts_matrix(s, LAYERS - 1, e, EXPERT_DOWN, NULL);
     CHECK(experts_status(s, &err) == QWEN3_ERR_FORMAT && strstr(err.text, b.path));
     CHECK(experts_status(s, &err) == QWEN3_OK);
+    /* It is told although the slot has gone to another meanwhile. */
+    experts_want(s, LAYERS - 1, &e, 1, NULL, 0, true);
+    (void)experts_matrix(s, LAYERS - 1, e, EXPERT_DOWN, NULL);
+    for (int32_t other = 0; other < EXPERTS - 1; other++) {
+        experts_want(s, LAYERS - 1, &other, 1, NULL, 0, false);
+        CHECK(right(s, &b, LAYERS - 1, other));
+    }
+    CHECK(experts_status(s, &err) == QWEN3_ERR_FORMAT && strstr(err.text, b.path));
     FILE *file = fopen(b.path, "r+b");
     uint32_t nan = 0x7fc00000, word = word_at(end - 4);
     fseek(file, (long)end - 4, SEEK_SET);
