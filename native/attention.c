@@ -139,7 +139,7 @@ static void store_tiles(const job *j, int tid) {
     const step *s = j->s;
     int kv_heads = s->work->model->config.n_kv_heads;
     int tile0 = s->pos / KV_TILE, n_tiles = (s->pos + s->n - 1) / KV_TILE - tile0 + 1;
-    for (int i; (i = pool_claim(s->work->model->pool, tid, kv_heads * n_tiles)) >= 0;) {
+    for (int i; (i = claim(s, tid, kv_heads * n_tiles)) >= 0;) {
         int first = (tile0 + i / kv_heads) * KV_TILE - s->pos, last = first + KV_TILE;
         store(j, i % kv_heads, first > 0 ? first : 0, last < s->n ? last : s->n);
     }
@@ -158,12 +158,12 @@ void attention(const step *s, const layer *l, int index, int tid) {
     int rows = s->n * j.group, kv_heads = c->n_kv_heads;
     if (rows <= ATTEND_ROWS && s->n == 1 && pool_size(p) > 1 && s->pos >= SHARED_FROM) {
         int n_shares = s->pos / SHARE + 1;
-        for (int i; (i = pool_claim(p, tid, kv_heads * n_shares)) >= 0;)
+        for (int i; (i = claim(s, tid, kv_heads * n_shares)) >= 0;)
             attend_share(&j, i % kv_heads, i / kv_heads);
         pool_barrier(p, tid);
-        for (int i; (i = pool_claim(p, tid, c->n_heads)) >= 0;) merge_shares(&j, i);
+        for (int i; (i = claim(s, tid, c->n_heads)) >= 0;) merge_shares(&j, i);
     } else if (rows <= ATTEND_ROWS) {
-        for (int i; (i = pool_claim(p, tid, kv_heads)) >= 0;) {
+        for (int i; (i = claim(s, tid, kv_heads)) >= 0;) {
             store(&j, i, 0, s->n);
             attend_rows(&j, i, 0, rows);
         }
@@ -171,7 +171,7 @@ void attention(const step *s, const layer *l, int index, int tid) {
         store_tiles(&j, tid);
         pool_barrier(p, tid);
         int per_head = (rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
-        for (int i; (i = pool_claim(p, tid, kv_heads * per_head)) >= 0;) {
+        for (int i; (i = claim(s, tid, kv_heads * per_head)) >= 0;) {
             int first = (per_head - 1 - i / kv_heads) * ATTEND_ROWS; /* the longest first */
             int n = rows - first < ATTEND_ROWS ? rows - first : ATTEND_ROWS;
             attend_rows(&j, i % kv_heads, first, n);
@@ -179,7 +179,7 @@ void attention(const step *s, const layer *l, int index, int tid) {
     }
     if (whole_heads(&j) || !takes_act(&l->o)) return;
     pool_barrier(p, tid);
-    for (int t; (t = pool_claim(p, tid, s->n)) >= 0;) {
+    for (int t; (t = claim(s, tid, s->n)) >= 0;) {
         vectors x = vectors_from(ws->attended, t);
         ws->model->cpu->quantize(x.f, x.q, x.n, 0, x.n);
     }

@@ -234,6 +234,8 @@ struct Model {
         d["used_bytes"] = s.used;
         d["hits"] = s.hits;
         d["misses"] = s.misses;
+        d["guesses"] = s.guesses;
+        d["right_guesses"] = s.right_guesses;
         d["bytes_read"] = s.bytes_read;
         d["stall_s"] = s.stall_s;
         d["direct"] = s.direct;
@@ -289,7 +291,7 @@ using Routes = nb::ndarray<const int32_t, nb::ndim<3>, nb::c_contig, nb::device:
 struct Session {
     qwen3_session *session;
     size_t n_vocab, n_layers, n_used;
-    std::vector<int32_t> forced;
+    std::vector<int32_t> forced, forced_guesses;
     mutable std::atomic_flag busy = ATOMIC_FLAG_INIT;
     Session(const Model &m, int32_t n_ctx, const string &kv) {
         const char *const *name = std::find(std::begin(kv_names), std::end(kv_names), kv);
@@ -325,15 +327,23 @@ struct Session {
         }
         if (status != QWEN3_OK) raise(err);
     }
-    void force_routes(const Routes &routes) {
-        Turn turn(busy);
-        qwen3_error err;
-        std::vector<int32_t> copy(routes.data(), routes.data() + routes.size());
+    std::vector<int32_t> copied(const Routes &routes) const {
         if (routes.shape(1) != n_layers || routes.shape(2) != n_used)
             throw nb::value_error("routes are int32[tokens, layers, experts used]");
-        if (qwen3_session_force_routes(session, copy.data(), routes.shape(0), &err) != QWEN3_OK)
+        return {routes.data(), routes.data() + routes.size()};
+    }
+    void force_routes(const Routes &routes, const std::optional<Routes> &guesses) {
+        Turn turn(busy);
+        qwen3_error err;
+        std::vector<int32_t> to = copied(routes), guess;
+        if (guesses) guess = copied(*guesses);
+        if (guesses && guess.size() != to.size())
+            throw nb::value_error("there are as many guesses as routes");
+        if (qwen3_session_force_routes(session, to.data(), guesses ? guess.data() : nullptr,
+                                       routes.shape(0), &err) != QWEN3_OK)
             raise(err);
-        forced = std::move(copy); // the data stay where they are
+        forced = std::move(to); // the data stay where they are
+        forced_guesses = std::move(guess);
     }
     void observe(const Importance *importance) {
         Turn turn(busy);
@@ -554,7 +564,7 @@ NB_MODULE(qwen3_native, m) {
         .def("ids", &Session::ids)
         .def("sync", &Session::sync, "ids"_a)
         .def("extend", &Session::extend, "ids"_a)
-        .def("force_routes", &Session::force_routes, "routes"_a)
+        .def("force_routes", &Session::force_routes, "routes"_a, "guesses"_a = nb::none())
         .def("observe", &Session::observe, "importance"_a.none(), nb::keep_alive<1, 2>())
         .def("extend_logits", &Session::extend_logits, "ids"_a)
         .def("fill", &Session::fill, "n"_a)
@@ -569,6 +579,7 @@ NB_MODULE(qwen3_native, m) {
         .def_prop_ro("config", &Model::config)
         .def_prop_ro("threads", [](const Model &x) { return qwen3_model_n_threads(x.model); })
         .def_prop_ro("expert_stats", &Model::expert_stats)
+        .def("guess", [](const Model &x, bool on) { qwen3_model_guess(x.model, on); }, "on"_a)
         .def_prop_ro("isa", [](const Model &x) { return qwen3_model_isa(x.model); })
         .def("metadata",
              [](const Model &x, int64_t max) { return metadata(qwen3_model_file(x.model), max); },

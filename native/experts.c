@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "codec.h"
@@ -22,11 +23,14 @@ enum {
     FREE = -1,
 };
 
+/* Why an expert is where it is: a token chose it, a prompt passes by, or it was guessed. */
+typedef enum { STAYS, PASSES, GUESSED } tenure;
+
 typedef struct {
-    int key;         /* of the expert: layer * n_experts + expert, or FREE */
-    size_t bytes;    /* of memory that it takes */
-    uint64_t pinned; /* in which call it was wanted last */
-    bool passing, was_there, counted;
+    int key;      /* of the expert: layer * n_experts + expert, or FREE */
+    size_t bytes; /* of memory that it takes */
+    tenure tenure;
+    bool was_there, counted;
     read_request reads[EXPERT_PARTS];
 } slot;
 
@@ -41,15 +45,18 @@ struct expert_store {
     expert_extent *extents;
     size_t *bytes; /* of a layer's expert in memory */
     size_t largest;
-    uint64_t budget, used, hits, misses;
+    uint64_t budget, used, hits, misses, guesses, right_guesses;
     readers *readers;
     uint8_t *arena;
     slot *slots;
+    double *order;    /* of the slots: the lowest leaves first, INFINITY: is free */
+    uint64_t *pinned; /* of the slots: in which call it was wanted or guessed last */
     int n_slots, n_begun; /* slots from n_begun on were never used */
     int32_t *slot_of;     /* [n_layers * n_experts], -1: not there */
     usage *usage;         /* likewise */
     uint64_t call, token;
-    int layer;            /* of the last call */
+    int layer, n_awaited; /* of the last call */
+    int n_guessed, most_guessed, room_for_guesses;
     /* waiting */
     pthread_mutex_t lock;
     int n_waiting;
@@ -58,18 +65,19 @@ struct expert_store {
 
 /* ---- sizes ------------------------------------------------------------------------- */
 
-static size_t up_to_page(size_t n) { return (n + READ_PAGE - 1) & ~(size_t)(READ_PAGE - 1); }
+static size_t up_to(size_t n, size_t page) { return (n + page - 1) & ~(page - 1); }
 
 /* Of one matrix with the pages that it shares with its neighbours, wherever it begins. */
 static size_t part_bytes(const expert_extent *e) {
     bool aligned = e->offset % READ_PAGE == 0 && e->bytes % READ_PAGE == 0;
-    return aligned ? e->bytes : up_to_page(e->bytes + READ_PAGE - 1);
+    return aligned ? e->bytes : up_to(e->bytes + READ_PAGE - 1, READ_PAGE);
 }
 
+/* Whole pages of the system: they are what can be given back. */
 static size_t layer_bytes(const expert_extent *extents) {
     size_t bytes = 0;
     for (int part = 0; part < EXPERT_PARTS; part++) bytes += part_bytes(&extents[part]);
-    return bytes;
+    return up_to(bytes, (size_t)sysconf(_SC_PAGESIZE));
 }
 
 static size_t largest_layer(const expert_bank *bank) {
@@ -102,16 +110,19 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void use(expert_store *s, int key) {
+/* Counts a use; returns the logarithm of the heat, seen from token 0: it compares as the heat at
+ * any later time. */
+static double use(expert_store *s, int key) {
     usage *u = &s->usage[key];
     u->heat = 1 + u->heat * exp2f(-(float)(s->token - u->last) / HALF_LIFE);
     u->last = s->token;
+    return log2f(u->heat) + (double)s->token / HALF_LIFE;
 }
 
-/* The logarithm of the heat, seen from token 0: it compares as the heat at any later time. */
-static float worth(const expert_store *s, int key) {
-    const usage *u = &s->usage[key];
-    return log2f(u->heat) + (float)u->last / HALF_LIFE;
+/* Guesses of former calls leave first, then what passed, the oldest first. */
+enum { GUESSED_ORDER = 2, PASSING_ORDER = 1 };
+static double order_of(const expert_store *s, tenure tenure) {
+    return (double)s->call - 1e15 * (tenure == GUESSED ? GUESSED_ORDER : PASSING_ORDER);
 }
 
 static bool pending(const slot *at) {
@@ -120,28 +131,41 @@ static bool pending(const slot *at) {
     return false;
 }
 
-/* Whether a leaves rather than b. Who only passes leaves first; among them, for one that passes
- * too, the one that came last: the first ones are met again by the next tokens. */
-static bool leaves_before(const expert_store *s, const slot *a, const slot *b, bool for_passing) {
-    if (a->passing != b->passing) return a->passing;
-    if (a->passing && for_passing) return a->pinned > b->pinned;
-    if (a->passing) return a->pinned < b->pinned;
-    return worth(s, a->key) < worth(s, b->key);
+static bool begun(const slot *at) {
+    for (int part = 0; part < EXPERT_PARTS; part++)
+        if (atomic_load(&at->reads[part].state) != READ_IDLE) return true;
+    return false;
 }
 
-/* Somebody who may leave; there is one, as no more than experts_most are wanted. */
+static bool may_leave(const expert_store *s, int i) {
+    return s->order[i] != INFINITY && s->pinned[i] != s->call;
+}
+
+/* Somebody who may leave and is not being read, or NULL. Of those that only pass, for one that
+ * passes too, the one that came last: the first ones are met again by the next tokens. */
 static slot *choose_victim(expert_store *s, bool for_passing) {
-    slot *best = NULL, *busy = NULL;
-    for (slot *at = s->slots; at < s->slots + s->n_begun; at++) {
-        if (at->key == FREE || at->pinned == s->call) continue;
-        if (pending(at)) /* of a step that was cancelled */
-            busy = at;
-        else if (!best || leaves_before(s, at, best, for_passing))
-            best = at;
+    slot *lowest = NULL, *newest = NULL;
+    for (int i = 0; i < s->n_begun; i++) {
+        slot *at = &s->slots[i];
+        if (!may_leave(s, i)) continue;
+        bool lower = !lowest || s->order[i] < s->order[lowest - s->slots];
+        bool newer = for_passing && at->tenure == PASSES &&
+                     (!newest || s->order[i] > s->order[newest - s->slots]);
+        if ((!lower && !newer) || pending(at)) continue;
+        if (lower) lowest = at;
+        if (newer) newest = at;
     }
-    for (int part = 0; !best && part < EXPERT_PARTS; part++)
-        readers_wait(s->readers, &busy->reads[part], NULL);
-    return best ? best : busy;
+    return newest && lowest->tenure == PASSES ? newest : lowest;
+}
+
+/* A wrong guess, or what was left by a step that was cancelled, as soon as it is read. There is
+ * one, as no more than experts_most are wanted. */
+static slot *wait_for_victim(expert_store *s) {
+    int i = 0;
+    while (!may_leave(s, i)) i++;
+    for (int part = 0; part < EXPERT_PARTS; part++)
+        readers_wait(s->readers, &s->slots[i].reads[part], NULL);
+    return &s->slots[i];
 }
 
 static void resize(expert_store *s, slot *at, size_t bytes) {
@@ -150,19 +174,38 @@ static void resize(expert_store *s, slot *at, size_t bytes) {
     at->bytes = bytes;
 }
 
+/* Ends being a guess: it was right, or it leaves. */
+static void end_guess(expert_store *s, slot *at, bool right) {
+    if (at->tenure != GUESSED) return;
+    bool read = begun(at);
+    s->guesses += read;
+    s->right_guesses += read && right;
+    s->n_guessed--;
+    at->tenure = STAYS;
+}
+
+static void leave(expert_store *s, slot *at) {
+    if (at->key == FREE) return;
+    end_guess(s, at, false);
+    s->slot_of[at->key] = -1;
+    s->order[at - s->slots] = INFINITY;
+    at->key = FREE;
+}
+
 static slot *free_slot(expert_store *s) {
-    for (slot *at = s->slots; at < s->slots + s->n_begun; at++)
-        if (at->key == FREE) return at;
+    for (int i = 0; i < s->n_begun; i++)
+        if (s->order[i] == INFINITY) return &s->slots[i];
     return &s->slots[s->n_begun++];
 }
 
-/* A slot of this many bytes, within the budget. */
-static slot *make_room(expert_store *s, size_t bytes, bool for_passing) {
-    for (;;) {
-        bool fits = s->used + bytes <= s->budget;
-        slot *at = fits ? free_slot(s) : choose_victim(s, for_passing);
-        if (at->key != FREE) s->slot_of[at->key] = -1;
-        at->key = FREE;
+static bool has_room(const expert_store *s, size_t bytes) { return s->used + bytes <= s->budget; }
+
+/* A slot of this many bytes, within the budget: at, if that is enough. */
+static slot *make_room(expert_store *s, size_t bytes, bool for_passing, slot *at) {
+    for (;; at = NULL) {
+        if (!at) at = has_room(s, bytes) ? free_slot(s) : choose_victim(s, for_passing);
+        if (!at) at = wait_for_victim(s);
+        leave(s, at);
         if (s->used - at->bytes + bytes <= s->budget) {
             resize(s, at, bytes);
             return at;
@@ -178,9 +221,11 @@ static slot *slot_of(const expert_store *s, int layer, int expert) {
     return at < 0 ? NULL : &s->slots[at];
 }
 
-/* A slot for an expert that is not there; nothing is read yet. */
-static slot *admit(expert_store *s, int layer, int expert, bool passing) {
-    slot *at = make_room(s, s->bytes[layer], passing);
+static void pin(expert_store *s, const slot *at) { s->pinned[at - s->slots] = s->call; }
+
+/* A slot for an expert that is not there, that of a known victim or NULL; nothing is read yet. */
+static void admit(expert_store *s, int layer, int expert, tenure tenure, slot *victim) {
+    slot *at = make_room(s, s->bytes[layer], tenure == PASSES, victim);
     at->key = layer * s->n_experts + expert;
     s->slot_of[at->key] = (int32_t)(at - s->slots);
     uint8_t *to = memory_of(s, at);
@@ -194,39 +239,47 @@ static slot *admit(expert_store *s, int layer, int expert, bool passing) {
         atomic_store(&r->state, READ_IDLE);
         to += part_bytes(e);
     }
-    at->passing = passing;
+    at->tenure = tenure;
     at->counted = false;
-    return at;
+    s->order[at - s->slots] = order_of(s, tenure);
+    pin(s, at);
 }
 
-/* Those that are there, before anybody leaves. */
-static void pin(expert_store *s, int layer, const int32_t *experts, int n) {
+/* Those that are there stay, before anybody leaves. */
+static void keep(expert_store *s, int layer, const int32_t *experts, int n, bool passing) {
     for (int i = 0; i < n; i++) {
         slot *at = slot_of(s, layer, experts[i]);
-        if (at) at->pinned = s->call;
+        if (!at) continue;
+        pin(s, at);
+        if (at->tenure != GUESSED) continue;
+        end_guess(s, at, true);
+        at->tenure = passing ? PASSES : STAYS;
+        s->order[at - s->slots] = order_of(s, PASSES);
+        s->misses++;
     }
 }
 
 static void admit_missing(expert_store *s, int layer, const int32_t *experts, int n, bool passing) {
     for (int i = 0; i < n; i++) {
         if (slot_of(s, layer, experts[i])) continue;
-        admit(s, layer, experts[i], passing)->pinned = s->call;
+        admit(s, layer, experts[i], passing ? PASSES : STAYS, NULL);
         s->misses++;
     }
 }
 
-static void read_part(expert_store *s, slot *at, int part) {
+static void read_part(expert_store *s, slot *at, int part, bool idle) {
     read_state state = atomic_load(&at->reads[part].state);
-    if (state == READ_IDLE || state == READ_FAILED) readers_submit(s->readers, &at->reads[part]);
+    if (state == READ_IDLE || state == READ_FAILED)
+        readers_submit(s->readers, &at->reads[part], idle);
 }
 
 /* Gate and up of all of them first: they are needed first. */
-static void read_missing(expert_store *s, int layer, const int32_t *experts, int n) {
+static void read_missing(expert_store *s, int layer, const int32_t *experts, int n, bool idle) {
     for (int i = 0; i < n; i++) {
-        read_part(s, slot_of(s, layer, experts[i]), EXPERT_GATE);
-        read_part(s, slot_of(s, layer, experts[i]), EXPERT_UP);
+        read_part(s, slot_of(s, layer, experts[i]), EXPERT_GATE, idle);
+        read_part(s, slot_of(s, layer, experts[i]), EXPERT_UP, idle);
     }
-    for (int i = 0; i < n; i++) read_part(s, slot_of(s, layer, experts[i]), EXPERT_DOWN);
+    for (int i = 0; i < n; i++) read_part(s, slot_of(s, layer, experts[i]), EXPERT_DOWN, idle);
 }
 
 static bool is_there(const slot *at) {
@@ -240,8 +293,10 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
     if (layer < s->layer) s->token++; /* the next token */
     s->layer = layer;
     s->call++;
-    pin(s, layer, experts, n);
-    pin(s, layer, next, n_next);
+    s->n_awaited = 0;
+    readers_recall(s->readers);
+    keep(s, layer, experts, n, passing);
+    keep(s, layer, next, n_next, passing);
     admit_missing(s, layer, experts, n, passing);
     admit_missing(s, layer, next, n_next, passing);
     for (int i = 0; i < n; i++) {
@@ -249,13 +304,39 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
         if (at->counted) s->hits++;
         at->counted = true;
         at->was_there = is_there(at);
+        s->n_awaited += !at->was_there;
         if (passing) continue;
-        at->passing = false;
-        use(s, at->key);
+        at->tenure = STAYS;
+        s->order[at - s->slots] = use(s, at->key);
     }
-    read_missing(s, layer, experts, n);
-    read_missing(s, layer, next, n_next);
+    read_missing(s, layer, experts, n, false);
+    read_missing(s, layer, next, n_next, false);
 }
+
+void experts_guess(expert_store *s, int layer, const int32_t *experts, int n) {
+    for (int i = 0; i < n; i++) {
+        slot *at = slot_of(s, layer, experts[i]);
+        if (at) pin(s, at);
+    }
+    int known = 0;
+    for (; known < n; known++) {
+        if (slot_of(s, layer, experts[known])) continue;
+        slot *wrong = NULL;
+        if (s->n_guessed == s->most_guessed) {
+            wrong = choose_victim(s, false);
+            if (!wrong || wrong->tenure != GUESSED) break; /* they are still being read */
+        }
+        admit(s, layer, experts[known], GUESSED, wrong);
+        s->n_guessed++;
+    }
+    read_missing(s, layer, experts, known, true);
+}
+
+bool experts_guesses(const expert_store *s) { return s->most_guessed > 0; }
+
+void experts_set_guesses(expert_store *s, bool on) { s->most_guessed = on ? s->room_for_guesses : 0; }
+
+int experts_n_awaited(const expert_store *s) { return s->n_awaited; }
 
 bool experts_was_there(const expert_store *s, int layer, int expert) {
     return slot_of(s, layer, expert)->was_there;
@@ -287,7 +368,8 @@ qwen3_status experts_status(expert_store *s, qwen3_error *err) {
 
 qwen3_expert_stats experts_stats(const expert_store *s) {
     return (qwen3_expert_stats){.budget = s->budget, .used = s->used, .hits = s->hits,
-                          .misses = s->misses, .bytes_read = readers_bytes(s->readers),
+                          .misses = s->misses, .guesses = s->guesses,
+                          .right_guesses = s->right_guesses, .bytes_read = readers_bytes(s->readers),
                           .stall_s = (double)s->stall_ns * 1e-9,
                           .direct = readers_direct(s->readers)};
 }
@@ -306,6 +388,14 @@ static bool check_read(const void *store, const read_request *r) {
 
 int experts_most(const expert_store *s) { return (int)(s->budget / s->largest); }
 
+/* What a token chooses in a layer, unless that were much of the budget, or all have room. */
+static int room_for_guesses(const expert_store *s, const expert_bank *bank) {
+    uint64_t all = 0;
+    for (int i = 0; i < bank->n_layers; i++) all += s->bytes[i] * (uint64_t)bank->n_experts;
+    uint64_t most = s->budget >= all ? 0 : s->budget / s->largest / 8;
+    return most < (uint64_t)bank->n_used ? (int)most : bank->n_used;
+}
+
 static qwen3_status allocate(expert_store *s, const expert_bank *bank, qwen3_error *err) {
     size_t n_extents = (size_t)bank->n_layers * EXPERT_PARTS;
     size_t n_keys = (size_t)bank->n_layers * (size_t)bank->n_experts, smallest = SIZE_MAX;
@@ -322,18 +412,25 @@ static qwen3_status allocate(expert_store *s, const expert_bank *bank, qwen3_err
         smallest = s->bytes[i] < smallest ? s->bytes[i] : smallest;
     }
     s->largest = largest_layer(bank);
+    s->room_for_guesses = room_for_guesses(s, bank);
+    s->most_guessed = s->room_for_guesses;
     size_t n_slots = (size_t)(s->budget / smallest);
     s->n_slots = (int)(n_slots < n_keys ? n_slots : n_keys);
     s->slots = calloc((size_t)s->n_slots, sizeof *s->slots);
+    s->order = calloc((size_t)s->n_slots, sizeof *s->order);
+    s->pinned = calloc((size_t)s->n_slots, sizeof *s->pinned);
     s->arena = mmap(NULL, (size_t)s->n_slots * s->largest, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (s->arena == MAP_FAILED) s->arena = NULL;
-    if (!s->slots || !s->arena)
+    if (!s->slots || !s->order || !s->pinned || !s->arena)
         return fail(err, QWEN3_ERR_MEMORY, "out of memory for %d experts", s->n_slots);
 #ifdef MADV_NOHUGEPAGE /* what is counted is what is taken */
     madvise(s->arena, (size_t)s->n_slots * s->largest, MADV_NOHUGEPAGE);
 #endif
-    for (int i = 0; i < s->n_slots; i++) s->slots[i].key = FREE;
+    for (int i = 0; i < s->n_slots; i++) {
+        s->slots[i].key = FREE;
+        s->order[i] = INFINITY;
+    }
     return QWEN3_OK;
 }
 
@@ -373,6 +470,8 @@ void experts_close(expert_store *s) {
     free(s->extents);
     free(s->bytes);
     free(s->slots);
+    free(s->order);
+    free(s->pinned);
     free(s->slot_of);
     free(s->usage);
     free(s);

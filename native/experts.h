@@ -49,8 +49,16 @@ int experts_most(const expert_store *);
  * One thread calls it while no other is in the store. */
 void experts_want(expert_store *, int layer, const int32_t *experts, int n, const int32_t *next,
                   int n_next, bool passing);
-/* Whether a wanted expert needed no reading. */
+/* Of the n experts of the last call: whether one needed no reading, and how many did. */
 bool experts_was_there(const expert_store *, int layer, int expert);
+int experts_n_awaited(const expert_store *);
+/* What another layer will want by a guess: it is read while no wanted expert waits for the disk,
+ * and pushes out wrong guesses before it, nothing more than a right one would have. The one thread
+ * calls it, while others may be in experts_matrix. */
+void experts_guess(expert_store *, int layer, const int32_t *experts, int n);
+/* Whether guesses are of any use: not when every expert has room. */
+bool experts_guesses(const expert_store *);
+void experts_set_guesses(expert_store *, bool on);
 /* The matrix of a wanted expert, as soon as it is there. After a failed read, and when *cancel
  * becomes true, what it points to is of no use. Any thread. */
 const uint8_t *experts_matrix(expert_store *, int layer, int expert, expert_part,

@@ -107,13 +107,56 @@ static int next_experts(const routing *route, int *first, int n, int32_t *list) 
     return found;
 }
 
+enum { GROUP = 8, FEW_TOKENS = 8 };
+
+/* Lets the store read what the next layer will probably want: of a single token by its router, of
+ * many the first group, for a prompt wants nearly all of them. */
+static void look_ahead(const step *s, int next, int tid) {
+    const workspace *ws = s->work;
+    const qwen3_model *m = ws->model;
+    if (next == m->config.n_layers || !experts_guesses(m->offload.experts)) return;
+    const layer *l = &m->layers[next];
+    if (s->n > FEW_TOKENS) {
+        static const int32_t first[GROUP] = {0, 1, 2, 3, 4, 5, 6, 7};
+        int n = m->config.n_experts < GROUP ? m->config.n_experts : GROUP;
+        if (tid == 0) experts_guess(m->offload.experts, next, first, n);
+    } else if (s->n == 1 && (!ws->routes || ws->guesses)) {
+        vectors x = vectors_from(ws->ahead, tid);
+        norm_token(s, 0, l->ffn_norm, takes_act(&l->router), x);
+        guess(s, l, &x, tid);
+        pool_barrier(m->pool, tid);
+        if (tid == 0)
+            experts_guess(m->offload.experts, next, guessed(s, l), m->config.n_experts_used);
+    }
+}
+
+/* Gate and up of those that are there while the others come, then of the others; last: of this
+ * layer. */
+static void gate_and_up_as_they_come(const step *s, const layer *l, const vectors *x,
+                                     const routing *group, bool last, int tid) {
+    pool *p = s->work->model->pool;
+    routing some = *group;
+    some.which = THERE;
+    gate_and_up(s, l, x, &some, tid);
+    if (last) {
+        pool_barrier(p, tid);
+        look_ahead(s, group->layer + 1, tid);
+    }
+    if (experts_n_awaited(s->work->model->offload.experts)) {
+        some.which = AWAITED;
+        pool_barrier(p, tid);
+        gate_and_up(s, l, x, &some, tid);
+    }
+    pool_barrier(p, tid);
+}
+
 /* The same with experts that may have to be read: in groups, and while one is computed the next
  * comes. The groups follow each other as the experts do, so that the sums are the same. */
 static void feed_forward_from_store(step *s, const layer *l, const vectors *x,
                                     const routing *chosen, int tid) {
-    enum { GROUP = 8, FEW_TOKENS = 8 };
     qwen3_model *m = s->work->model;
-    int most = experts_most(m->offload.experts), size = most < 2 * GROUP ? (most + 1) / 2 : GROUP, at = 0;
+    expert_store *experts = m->offload.experts;
+    int most = experts_most(experts), size = most < 2 * GROUP ? (most + 1) / 2 : GROUP, at = 0;
     int32_t list[2][GROUP];
     int n = next_experts(chosen, &at, size, list[0]);
     for (int i = 0, n_next; n > 0; i ^= 1, n = n_next) {
@@ -122,11 +165,12 @@ static void feed_forward_from_store(step *s, const layer *l, const vectors *x,
         group.first = list[i][0];
         group.last = list[i][n - 1] + 1;
         n_next = next_experts(chosen, &at, most - n < size ? most - n : size, list[i ^ 1]);
-        if (tid == 0)
-            experts_want(m->offload.experts, group.layer, list[i], n, list[i ^ 1], n_next,
-                         s->n > FEW_TOKENS);
+        if (tid == 0 && !(s->cut = atomic_load(s->cancel)))
+            experts_want(experts, group.layer, list[i], n, list[i ^ 1], n_next, s->n > FEW_TOKENS);
         pool_barrier(m->pool, tid);
-        feed_forward(s, l, x, &group, tid);
+        if (s->cut) return;
+        gate_and_up_as_they_come(s, l, x, &group, n_next == 0, tid);
+        multiply_add(s, &l->down, &s->work->hidden, &group, tid);
         if (n_next) pool_barrier(m->pool, tid);
     }
 }
@@ -147,7 +191,7 @@ static void forward(void *arg, int tid, int n_threads) {
             leave_last_token(s, l, i, tid);
             if (s->n_logits == 0) return;
         }
-        const routing all = {-1, 0, 1, (int32_t[]){0, s->n}, NULL, NULL};
+        const routing all = {-1, ALL, 0, 1, (int32_t[]){0, s->n}, NULL, NULL};
 
         bool act = takes_act(&l->q) || takes_act(&l->k) || takes_act(&l->v);
         vectors x = norm(s, l->attn_norm, act, tid);
@@ -166,9 +210,10 @@ static void forward(void *arg, int tid, int n_threads) {
         observe(s, i, INTO_GATE_UP, &x, &chosen, chosen.token, tid);
         if (m->offload.experts) feed_forward_from_store(s, l, &x, &chosen, tid);
         else feed_forward(s, l, &x, &chosen, tid);
-        observe(s, i, INTO_DOWN, &ws->hidden, &chosen, NULL, tid);
         look_for_end(s, tid);
         pool_barrier(m->pool, tid);
+        if (s->status == QWEN3_OK) observe(s, i, INTO_DOWN, &ws->hidden, &chosen, NULL, tid);
+        if (ws->importance) pool_barrier(m->pool, tid); /* attention writes where hidden is */
     }
     if (s->status != QWEN3_OK || s->n_logits == 0) return;
     vectors x = norm(s, m->output_norm, takes_act(&m->output), tid);
@@ -178,7 +223,9 @@ static void forward(void *arg, int tid, int n_threads) {
 
 qwen3_status graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos,
                            int n_logits, float *logits, atomic_bool *cancel, qwen3_error *err) {
-    step s = {ws, kv, ids, n, pos, n_logits, logits, cancel, err, QWEN3_OK};
+    step s = {ws, kv, ids, n, pos, n_logits, logits, cancel, err, QWEN3_OK, false};
     pool_run(ws->model->pool, forward, &s);
+    if (s.status == QWEN3_OK && atomic_exchange(cancel, false)) /* something may be left out */
+        s.status = QWEN3_ERR_CANCELLED;
     return s.status;
 }

@@ -39,16 +39,18 @@ static void group_by_expert(const qwen3_config *c, int n, const int32_t *experts
     start[0] = 0;
 }
 
-/* As choose, from a list: see qwen3_session_force_routes. */
-static void obey(const step *s, const layer *l, int token, int32_t *experts, float *weights) {
+/* What a list of routes has for a token of the step: see qwen3_session_force_routes. */
+static const int32_t *forced(const step *s, const int32_t *routes, const layer *l, int token) {
     const workspace *ws = s->work;
-    int slots = ws->model->config.n_experts_used;
     size_t at = (size_t)(s->pos + token) % ws->n_routes * (size_t)ws->model->config.n_layers;
-    const int32_t *routes = ws->routes + (at + (size_t)(l - ws->model->layers)) * (size_t)slots;
-    for (int slot = 0; slot < slots; slot++) {
-        experts[slot] = routes[slot];
-        weights[slot] = 1 / (float)slots;
-    }
+    size_t used = (size_t)ws->model->config.n_experts_used;
+    return routes + (at + (size_t)(l - ws->model->layers)) * used;
+}
+
+static void obey(const step *s, const layer *l, int token, int32_t *experts, float *weights) {
+    int slots = s->work->model->config.n_experts_used;
+    memcpy(experts, forced(s, s->work->routes, l, token), (size_t)slots * sizeof *experts);
+    for (int slot = 0; slot < slots; slot++) weights[slot] = 1 / (float)slots;
 }
 
 /* Of one token of the step. */
@@ -82,5 +84,16 @@ routing route(const step *s, const layer *l, const vectors *x, int tid) {
             group_by_expert(c, s->n * slots, experts, weights, start, token, weight);
         pool_barrier(p, tid);
     }
-    return (routing){-1, 0, c->n_experts, start, token, weight};
+    return (routing){-1, ALL, 0, c->n_experts, start, token, weight};
+}
+
+void guess(const step *s, const layer *next, const vectors *x, int tid) {
+    multiply(s, x, 1, &(product){&next->router, s->work->router}, 1, tid);
+}
+
+const int32_t *guessed(const step *s, const layer *next) {
+    const workspace *ws = s->work;
+    if (ws->guesses) return forced(s, ws->guesses, next, 0);
+    choose(&ws->model->config, ws->router, ws->scratch, ws->slot_expert, ws->slot_weight);
+    return ws->slot_expert;
 }

@@ -212,18 +212,31 @@ qwen3_status qwen3_session_fill(qwen3_session *s, size_t n, qwen3_error *err) {
 
 /* ---- forced routes ---------------------------------------------------------------- */
 
-qwen3_status qwen3_session_force_routes(qwen3_session *s, const int32_t *routes, size_t n_tokens,
-                                        qwen3_error *err) {
-    const qwen3_config *c = &s->model->config;
+static qwen3_status check_routes(const qwen3_config *c, const int32_t *routes, size_t n_tokens,
+                                 qwen3_error *err) {
     size_t used = (size_t)c->n_experts_used, n = n_tokens * (size_t)c->n_layers * used;
-    if (!c->n_experts || (routes && n_tokens == 0))
-        return fail(err, QWEN3_ERR_ARG, "routes are for a mixture of experts, of a token at least");
     for (size_t i = 0; routes && i < n; i++)
         for (size_t k = i - i % used; k <= i; k++)
             if (routes[i] < 0 || routes[i] >= c->n_experts || (k < i && routes[k] == routes[i]))
                 return fail(err, QWEN3_ERR_ARG, "expert %d at index %zu: %zu different ones of %d "
                             "are needed in each layer", routes[i], i, used, c->n_experts);
+    return QWEN3_OK;
+}
+
+qwen3_status qwen3_session_force_routes(qwen3_session *s, const int32_t *routes,
+                                        const int32_t *guesses, size_t n_tokens, qwen3_error *err) {
+    const qwen3_config *c = &s->model->config;
+    if (!c->n_experts || (routes && n_tokens == 0))
+        return fail(err, QWEN3_ERR_ARG, "routes are for a mixture of experts, of a token at least");
+    qwen3_status status = check_routes(c, routes, n_tokens, err);
+    if (status == QWEN3_OK) status = check_routes(c, guesses, n_tokens, err);
+    if (status != QWEN3_OK) return status;
     s->work.routes = routes;
+    s->work.guesses = guesses;
     s->work.n_routes = n_tokens;
     return QWEN3_OK;
+}
+
+void qwen3_model_guess(qwen3_model *m, bool on) {
+    if (m->offload.experts) experts_set_guesses(m->offload.experts, on);
 }

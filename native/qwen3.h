@@ -146,7 +146,8 @@ const char *qwen3_model_isa(const qwen3_model *);
 /* What became of the expert_bytes; all 0 for a model opened without. Not while a session computes. */
 typedef struct {
     uint64_t budget, used; /* bytes */
-    uint64_t hits, misses; /* experts that a layer wanted, and did not have to read or did */
+    uint64_t hits, misses; /* experts that a layer wanted, and that were in memory or in the file */
+    uint64_t guesses, right_guesses; /* that were read before a layer wanted them */
     uint64_t bytes_read;
     double stall_s;        /* in which a thread waited for a read */
     bool direct;           /* reads go past the page cache */

@@ -45,7 +45,8 @@ class Model:
     def __init__(self, path: bytes, threads: int = 0, expert_bytes: int = 0) -> None: ...
     config: dict[str, Any]
     expert_stats: dict[str, Any]
-    """budget_bytes, used_bytes, hits, misses, bytes_read, stall_s, direct"""
+    """budget_bytes, used_bytes, hits, misses, guesses, right_guesses, bytes_read, stall_s, direct"""
+    def guess(self, on: bool) -> None: ...
     threads: int
     isa: str
     def tokenizer(self) -> Tokenizer: ...
@@ -63,7 +64,9 @@ class Session:
     def extend_logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """[len(ids), n_vocab]"""
     def fill(self, n: int) -> None: ...
-    def force_routes(self, routes: NDArray[np.int32]) -> None:
+    def force_routes(
+        self, routes: NDArray[np.int32], guesses: NDArray[np.int32] | None = None
+    ) -> None:
         """[tokens, layers, experts used]: the token at position p takes routes[p % tokens]."""
     def logits(self) -> NDArray[np.float32]: ...
     def sample(

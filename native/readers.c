@@ -34,6 +34,10 @@ typedef struct {
     int error; /* an errno, or CUT */
 } failure;
 
+typedef struct {
+    read_request *first, **last;
+} queue;
+
 struct readers {
     source *files;
     int n_files, n_threads;
@@ -41,7 +45,7 @@ struct readers {
     const void *arg;
     pthread_mutex_t lock; /* of what follows, down to failure */
     pthread_cond_t work, done;
-    read_request *first, **last;
+    queue wanted, idle;
     bool quit;
     bool failed;
     failure failure; /* the first one since it was asked for */
@@ -79,14 +83,25 @@ static void finish(readers *p, read_request *r, int error) {
     pthread_mutex_unlock(&p->lock);
 }
 
+static void put(queue *q, read_request *r) {
+    r->next = NULL;
+    *q->last = r;
+    q->last = &r->next;
+}
+
+static read_request *take(queue *q) {
+    read_request *r = q->first;
+    if (r && !(q->first = r->next)) q->last = &q->first;
+    return r;
+}
+
 static void *work(void *arg) {
     readers *p = arg;
     for (;;) {
         pthread_mutex_lock(&p->lock);
-        while (!p->first && !p->quit) pthread_cond_wait(&p->work, &p->lock);
-        read_request *r = p->first;
-        if (p->quit) r = NULL;
-        if (r && !(p->first = r->next)) p->last = &p->first;
+        while (!p->wanted.first && !p->idle.first && !p->quit)
+            pthread_cond_wait(&p->work, &p->lock);
+        read_request *r = p->quit ? NULL : take(p->wanted.first ? &p->wanted : &p->idle);
         pthread_mutex_unlock(&p->lock);
         if (!r) return NULL;
         int error = read_pages(&p->files[r->file], r);
@@ -95,13 +110,17 @@ static void *work(void *arg) {
     }
 }
 
-void readers_submit(readers *p, read_request *r) {
-    r->next = NULL;
+void readers_submit(readers *p, read_request *r, bool idle) {
     atomic_store(&r->state, READ_PENDING);
     pthread_mutex_lock(&p->lock);
-    *p->last = r;
-    p->last = &r->next;
+    put(idle ? &p->idle : &p->wanted, r);
     pthread_cond_signal(&p->work);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void readers_recall(readers *p) {
+    pthread_mutex_lock(&p->lock);
+    for (read_request *r; (r = take(&p->idle));) atomic_store(&r->state, READ_IDLE);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -210,7 +229,8 @@ readers *readers_new(const char *const *paths, int n_paths, int n_threads, read_
     init_conditions(p);
     p->check = check;
     p->arg = arg;
-    p->last = &p->first;
+    p->wanted.last = &p->wanted.first;
+    p->idle.last = &p->idle.first;
     p->files = calloc((size_t)n_paths, sizeof *p->files);
     p->threads = calloc((size_t)n_threads, sizeof *p->threads);
     bool ok = p->files && p->threads;

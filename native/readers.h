@@ -1,4 +1,5 @@
-/* readers.h - threads that read pieces of files into memory, in the order they were asked.
+/* readers.h - threads that read pieces of files into memory, in the order they were asked; those
+ * that may turn out to be useless only while nobody asks for others.
  *
  * Past the page cache (O_DIRECT) where the file system allows it: what is read is kept by the
  * reader, and a second copy of it would push out what the user's other programs need.
@@ -38,8 +39,11 @@ readers *readers_new(const char *const *paths, int n_paths, int n_threads, read_
 /* Drops what is not begun yet. NULL is ignored. */
 void readers_free(readers *);
 
-/* Queues a request, which stays in place until it is done or has failed. */
-void readers_submit(readers *, read_request *);
+/* Queues a request, which stays in place until it is done or has failed. idle: it is begun only
+ * while no other waits. */
+void readers_submit(readers *, read_request *, bool idle);
+/* Takes the idle ones that are not begun yet back: they are READ_IDLE again. */
+void readers_recall(readers *);
 /* Waits until it is done or has failed: true when done. False too when *cancel (NULL: never)
  * becomes true, at most 20 ms later. Any thread may wait. */
 bool readers_wait(readers *, const read_request *, const atomic_bool *cancel);

@@ -5,6 +5,12 @@
 
 #include "error.h"
 
+/* What enters the matrices is counted up to the last layer that was computed: it must be right. */
+int claim(const step *s, int tid, int n_tasks) {
+    if (atomic_load_explicit(s->cancel, memory_order_relaxed) && !s->work->importance) return -1;
+    return pool_claim(s->work->model->pool, tid, n_tasks);
+}
+
 /* ---- stripes of rows ------------------------------------------------------------ */
 
 enum {
@@ -82,7 +88,7 @@ void multiply(const step *s, const vectors *x, int n, const product *products, i
         const weight *w = products[i].w;
         n_tasks += n_stripes(w, stripe_height(s, phase_bytes, w->row_bytes, n));
     }
-    for (int task; (task = pool_claim(s->work->model->pool, tid, n_tasks)) >= 0;)
+    for (int task; (task = claim(s, tid, n_tasks)) >= 0;)
         for (int i = 0, base = 0, count; i < n_products; i++, base += count) {
             const weight *w = products[i].w;
             int height = stripe_height(s, phase_bytes, w->row_bytes, n);
@@ -101,10 +107,18 @@ static weight expert(const step *s, const weight *all, const routing *route, exp
     return w;
 }
 
-static size_t experts_bytes(const weight *w, const routing *route) {
+/* Entries of an expert that takes part. */
+static int entries(const step *s, const routing *route, int e) {
+    int n = route->start[e + 1] - route->start[e];
+    if (n == 0 || route->which == ALL) return n;
+    bool there = experts_was_there(s->work->model->offload.experts, route->layer, e);
+    return there == (route->which == THERE) ? n : 0;
+}
+
+static size_t experts_bytes(const step *s, const weight *w, const routing *route) {
     size_t bytes = 0;
     for (int e = route->first; e < route->last; e++)
-        if (route->start[e] < route->start[e + 1]) bytes += matrix_bytes(w);
+        if (entries(s, route, e)) bytes += matrix_bytes(w);
     return bytes;
 }
 
@@ -140,7 +154,7 @@ static void gate_and_up_stripe(const step *s, const layer *l, int e, stripe at, 
 
 void gate_and_up(const step *s, const layer *l, const vectors *x, const routing *route, int tid) {
     const workspace *ws = s->work;
-    size_t phase_bytes = experts_bytes(&l->gate, route) + experts_bytes(&l->up, route);
+    size_t phase_bytes = experts_bytes(s, &l->gate, route) + experts_bytes(s, &l->up, route);
     size_t row_bytes = l->gate.row_bytes + l->up.row_bytes;
     int height[2], count[2], n_tasks = 0; /* of experts with one entry, and with more */
     for (int more = 0; more < 2; more++) {
@@ -148,12 +162,12 @@ void gate_and_up(const step *s, const layer *l, const vectors *x, const routing 
         count[more] = n_stripes(&l->gate, height[more]);
     }
     for (int e = route->first; e < route->last; e++) {
-        int n = route->start[e + 1] - route->start[e];
+        int n = entries(s, route, e);
         if (n > 0) n_tasks += count[n > 1];
     }
-    for (int task; (task = pool_claim(ws->model->pool, tid, n_tasks)) >= 0;)
+    for (int task; (task = claim(s, tid, n_tasks)) >= 0;)
         for (int e = route->first, base = 0; e < route->last; e++) {
-            int n = route->start[e + 1] - route->start[e];
+            int n = entries(s, route, e);
             if (n == 0) continue;
             if (task >= base && task < base + count[n > 1])
                 gate_and_up_stripe(s, l, e,
@@ -185,13 +199,13 @@ static void add_rows(const step *s, const weight *w, stripe at, const vectors *h
 void multiply_add(const step *s, const weight *w, const vectors *h, const routing *route,
                   int tid) {
     const workspace *ws = s->work;
-    size_t phase_bytes = experts_bytes(w, route);
+    size_t phase_bytes = experts_bytes(s, w, route);
     int height = stripe_height(s, phase_bytes, phase_bytes / (size_t)w->n_out, s->n);
     int n_tasks = n_stripes(w, height);
-    for (int task; (task = pool_claim(ws->model->pool, tid, n_tasks)) >= 0;) {
+    for (int task; (task = claim(s, tid, n_tasks)) >= 0;) {
         stripe at = stripe_of(s, w, height, task, 0, n_tasks, tid);
         for (int e = route->first; e < route->last; e++) {
-            if (route->start[e] == route->start[e + 1]) continue;
+            if (!entries(s, route, e)) continue;
             add_rows(s, w, at, h, route, e, ws->scratch + (size_t)tid * SCRATCH);
         }
     }
@@ -268,6 +282,7 @@ static void carve_all(carver *c, workspace *ws, int n_ctx) {
     ws->sin = carve(c, batch, (size_t)m->head_dim / 2 * sizeof(float));
     ws->scratch = carve(c, n_threads, SCRATCH * sizeof(float));
     carve_vectors(c, &ws->normed, larger(batch, n_threads), m->n_embd);
+    if (ws->model->offload.experts) carve_vectors(c, &ws->ahead, n_threads, m->n_embd);
     carver ffn = *c;
     carve_attention(c, ws, n_ctx);
     carve_ffn(&ffn, ws);

@@ -34,12 +34,14 @@ typedef struct {
     qwen3_model *model;
     qwen3_importance *importance; /* NULL: nobody counts what enters the matrices */
     const int32_t *routes;        /* NULL: the router chooses; see qwen3_session_force_routes */
+    const int32_t *guesses;       /* likewise, of what a layer will choose */
     size_t n_routes;
     int batch;
     void *arena;
     float *x;                    /* [batch][n_embd] residual stream */
     float *cos, *sin;            /* [batch][head_dim / 2] */
     vectors normed;              /* [batch or n_threads]: input of q k v, gate up router, output */
+    vectors ahead;               /* [n_threads]: input of the next layer's router, for a guess */
     float *scratch;              /* [n_threads][SCRATCH] */
     /* attention; the feed-forward uses the same memory after it */
     float *q, *k, *v;            /* [batch][heads * head_dim] */
@@ -84,17 +86,23 @@ typedef struct {
     atomic_bool *cancel;
     qwen3_error *err;
     qwen3_status status; /* not QWEN3_OK: stop; written by thread 0 before a barrier */
+    bool cut;            /* likewise: no more experts of this layer, the step is cancelled */
 } step;
 
 /* Which tokens each of the experts [first, last) works for: those of its entries, in ascending
  * order. A dense matrix is one expert that every token takes. */
 typedef struct {
     int layer;            /* of the store that holds the experts; -1: they lie one after the other */
+    enum { ALL, THERE, AWAITED } which; /* of a store: only those that needed (no) reading */
     int first, last;
     const int32_t *start; /* expert e has the entries [start[e], start[e + 1]) */
     const int32_t *token; /* of an entry; NULL: entry i is token i */
     const float *weight;  /* of an entry; NULL: 1 */
 } routing;
+
+/* A task as pool_claim has it, or -1 as soon as the step is cancelled: then what was computed is of
+ * no use. */
+int claim(const step *, int tid, int n_tasks);
 
 /* All of these claim tasks: a barrier must stand between two calls of any of them. */
 

@@ -141,8 +141,10 @@ class ExpertStats:
 
     budget_bytes: int
     used_bytes: int
-    hits: int  # experts that a layer wanted and that were there
-    misses: int  # those that were read
+    hits: int  # experts that a layer wanted and that were in memory
+    misses: int  # and that were in the file
+    guesses: int  # read before a layer wanted them
+    right_guesses: int  # and then wanted: misses that were read early
     bytes_read: int
     stall_s: float  # in which a thread waited for a read
     direct: bool  # reads go past the page cache

@@ -102,6 +102,9 @@ static void test_contents(bool aligned) {
             distinct(all, n + n_next);
             experts_want(s, layer, all, n, all + n, n_next, passing);
             for (int i = 0; i < n; i++) CHECK(right(s, &b, layer, all[i]));
+            int32_t ahead[USED]; /* guessed, rightly or not, for a layer to come or this one */
+            if (below(2)) experts_guess(s, below(LAYERS), ahead, distinct(ahead, USED));
+            for (int i = 0; i < n; i++) CHECK(right(s, &b, layer, all[i]));
             CHECK(experts_stats(s).used <= experts_stats(s).budget);
             CHECK(experts_status(s, NULL) == QWEN3_OK);
         }
@@ -158,6 +161,42 @@ static void test_policy(void) {
         CHECK(experts_was_there(s, layer, often));
         CHECK(right(s, &b, layer, often));
     }
+    experts_close(s);
+    remove(b.path);
+}
+
+/* Right guesses are misses that need no waiting; wrong ones push out nobody who stays. */
+static void test_guesses(void) {
+    enum { SHARE = 8 }; /* of the experts have room */
+    bank_file b;
+    new_bank(&b, true);
+    uint64_t budget = LAYERS * SHARE * (experts_least_budget(&b.bank) / (LAYERS * USED));
+    expert_store *s = open_store(&b, budget, 2);
+    CHECK(experts_guesses(s));
+    for (int token = 0; token < 12; token++)
+        for (int layer = 0; layer < LAYERS; layer++) {
+            int32_t here[2] = {0, 1 + token}, next[2] = {1 + token, 15 - token % 2};
+            if (token % 2) next[1] = 0; /* is there */
+            experts_want(s, layer, here, 2, NULL, 0, false);
+            CHECK(token == 0 || experts_was_there(s, layer, 0));
+            CHECK(right(s, &b, layer, 0) && right(s, &b, layer, 1 + token));
+            if (layer + 1 == LAYERS) continue;
+            experts_guess(s, layer + 1, next, 2);
+            for (int i = 0; i < 2; i++) {
+                (void)experts_matrix(s, layer + 1, next[i], EXPERT_DOWN, NULL); /* is read */
+                CHECK(right(s, &b, layer + 1, next[i]));
+            }
+        }
+    qwen3_expert_stats stats = experts_stats(s);
+    CHECK(stats.hits == (12 - 1) * LAYERS && stats.misses == (12 + 1) * LAYERS);
+    CHECK(stats.right_guesses == 12 * (LAYERS - 1));
+    CHECK(stats.guesses > stats.right_guesses);
+    CHECK(stats.used <= stats.budget);
+    experts_set_guesses(s, false);
+    CHECK(!experts_guesses(s));
+    experts_close(s);
+    s = open_store(&b, EXPERTS * experts_least_budget(&b.bank), 1);
+    CHECK(!experts_guesses(s)); /* everything has room */
     experts_close(s);
     remove(b.path);
 }
@@ -234,6 +273,7 @@ int main(void) {
     test_contents(false);
     test_resident();
     test_policy();
+    test_guesses();
     test_failures();
     test_cancel();
     printf("experts: %s\n", failures ? "FAILED" : "ok");
