@@ -227,6 +227,10 @@ struct Model {
         d["kv"] = kv_names[c->default_kv];
         return d;
     }
+    void approximate(float prefer, float drop) {
+        qwen3_error err;
+        if (qwen3_model_approximate(model, {prefer, drop}, &err) != QWEN3_OK) raise(err);
+    }
     nb::dict expert_stats() const {
         qwen3_expert_stats s = qwen3_model_expert_stats(model);
         nb::dict d;
@@ -579,6 +583,7 @@ NB_MODULE(qwen3_native, m) {
         .def_prop_ro("config", &Model::config)
         .def_prop_ro("threads", [](const Model &x) { return qwen3_model_n_threads(x.model); })
         .def_prop_ro("expert_stats", &Model::expert_stats)
+        .def("approximate", &Model::approximate, "prefer"_a, "drop"_a)
         .def("guess", [](const Model &x, bool on) { qwen3_model_guess(x.model, on); }, "on"_a)
         .def_prop_ro("isa", [](const Model &x) { return qwen3_model_isa(x.model); })
         .def("metadata",

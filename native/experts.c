@@ -342,6 +342,11 @@ bool experts_was_there(const expert_store *s, int layer, int expert) {
     return slot_of(s, layer, expert)->was_there;
 }
 
+bool experts_holds(const expert_store *s, int layer, int expert) {
+    const slot *at = slot_of(s, layer, expert);
+    return at && at->tenure != GUESSED;
+}
+
 /* Counts the time in which anybody waits once. */
 static void count_waiting(expert_store *s, int change) {
     pthread_mutex_lock(&s->lock);

@@ -52,6 +52,9 @@ void experts_want(expert_store *, int layer, const int32_t *experts, int n, cons
 /* Of the n experts of the last call: whether one needed no reading, and how many did. */
 bool experts_was_there(const expert_store *, int layer, int expert);
 int experts_n_awaited(const expert_store *);
+/* Whether an expert is in memory because it was chosen before: not by a guess, so that the answer
+ * does not depend on how fast the disk is. Any thread, while none is in experts_want. */
+bool experts_holds(const expert_store *, int layer, int expert);
 /* What another layer will want by a guess: it is read while no wanted expert waits for the disk,
  * and pushes out wrong guesses before it, nothing more than a right one would have. The one thread
  * calls it, while others may be in experts_matrix. */

@@ -355,6 +355,13 @@ const qwen3_file *qwen3_model_file(const qwen3_model *m) { return m->file; }
 qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *m) {
     return m->offload.experts ? experts_stats(m->offload.experts) : (qwen3_expert_stats){0};
 }
+qwen3_status qwen3_model_approximate(qwen3_model *m, qwen3_approximation a, qwen3_error *err) {
+    if (!(a.prefer >= 0 && a.prefer <= 100) || !(a.drop >= 0 && a.drop <= 1))
+        return fail(err, QWEN3_ERR_ARG, "prefer is a number from 0 to 100 and drop one from 0 to 1");
+    m->approximation = a;
+    m->approximates = m->offload.experts && (a.prefer > 0 || a.drop > 0);
+    return QWEN3_OK;
+}
 int qwen3_model_n_threads(const qwen3_model *m) { return pool_size(m->pool); }
 const char *qwen3_model_isa(const qwen3_model *m) { return m->cpu->name; }
 

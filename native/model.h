@@ -20,6 +20,8 @@ struct qwen3_model {
     const float *output_norm; /* [n_embd] */
     layer *layers;
     offload offload;       /* of which .experts is NULL when all experts are in the mapping */
+    qwen3_approximation approximation;
+    bool approximates; /* there is a store, and something is given up */
     float *norms;       /* every norm vector, decoded; the pointers above lead here */
     float *rope_freq;   /* [head_dim / 2], radians per position, YaRN applied */
     float rope_scale;   /* factor on cos and sin, 1 without YaRN */

@@ -5,32 +5,65 @@
 #include <math.h>
 #include <string.h>
 
-/* Softmax over the experts, the n_experts_used largest (the lower index wins a tie), and
- * their weights, renormalized when the model asks for it. p: scratch. */
-static void choose(const qwen3_config *c, const float *logits, float *p, int32_t *experts,
+enum { EXACT = -1 };
+
+/* The most probable expert that is not taken (the lowest index wins a tie); one of a layer that
+ * the store holds counts lean times. */
+static int likeliest(const qwen3_model *m, int layer, float lean, const float *p) {
+    int best = 0;
+    float most = -1;
+    for (int e = 0; e < m->config.n_experts; e++) {
+        bool near = lean > 1 && experts_holds(m->offload.experts, layer, e);
+        float rank = near ? lean * p[e] : p[e];
+        if (rank > most) best = e, most = rank;
+    }
+    return best;
+}
+
+/* Leaves out what is in the file and weighs little, as -1; returns the sum of the rest. */
+static float drop(const qwen3_model *m, int layer, int n, float sum, int32_t *experts,
+                  const float *weights) {
+    float rest = sum;
+    for (int slot = 1; slot < n; slot++) {
+        bool light = weights[slot] < m->approximation.drop * sum;
+        if (!light || experts_holds(m->offload.experts, layer, experts[slot])) continue;
+        experts[slot] = -1;
+        rest -= weights[slot];
+    }
+    return rest;
+}
+
+/* Softmax over the experts, the n_experts_used largest, and their weights, renormalized when the
+ * model asks for it. p: scratch. layer: EXACT, or the layer for which the model's approximation
+ * holds. */
+static void choose(const qwen3_model *m, int layer, const float *logits, float *p, int32_t *experts,
                    float *weights) {
-    float top = logits[0], sum = 0, chosen = 0;
+    const qwen3_config *c = &m->config;
+    float top = logits[0], sum = 0, chosen = 0, lean = expf(m->approximation.prefer);
+    int sure = layer == EXACT ? c->n_experts_used : (c->n_experts_used + 3) / 4;
     for (int e = 1; e < c->n_experts; e++) top = logits[e] > top ? logits[e] : top;
     for (int e = 0; e < c->n_experts; e++) sum += p[e] = expf(logits[e] - top);
     for (int slot = 0; slot < c->n_experts_used; slot++) {
-        int best = 0;
-        for (int e = 1; e < c->n_experts; e++)
-            if (p[e] > p[best]) best = e;
+        int best = likeliest(m, layer, slot < sure ? 1 : lean, p);
         experts[slot] = best;
         weights[slot] = p[best] / sum;
         chosen += weights[slot];
         p[best] = -1; /* taken: below every probability */
     }
+    if (layer != EXACT) chosen = drop(m, layer, c->n_experts_used, chosen, experts, weights);
     for (int slot = 0; slot < c->n_experts_used && c->norm_topk; slot++) weights[slot] /= chosen;
 }
 
-/* Counting sort of all (token, slot) by expert; the tokens of an expert stay in order. */
+/* Counting sort of all (token, slot) by expert, without those left out; the tokens of an expert
+ * stay in order. */
 static void group_by_expert(const qwen3_config *c, int n, const int32_t *experts,
                             const float *weights, int32_t *start, int32_t *token, float *weight) {
     memset(start, 0, ((size_t)c->n_experts + 1) * sizeof *start);
-    for (int i = 0; i < n; i++) start[experts[i] + 1]++;
+    for (int i = 0; i < n; i++)
+        if (experts[i] >= 0) start[experts[i] + 1]++;
     for (int e = 0; e < c->n_experts; e++) start[e + 1] += start[e];
     for (int i = 0; i < n; i++) { /* uses start as the cursor, which shifts it by one expert */
+        if (experts[i] < 0) continue;
         int at = start[experts[i]]++;
         token[at] = i / c->n_experts_used;
         weight[at] = weights[i];
@@ -56,10 +89,11 @@ static void obey(const step *s, const layer *l, int token, int32_t *experts, flo
 /* Of one token of the step. */
 static void choose_for(const step *s, const layer *l, int token, float *scratch, int32_t *experts,
                        float *weights) {
-    const qwen3_config *c = &s->work->model->config;
-    const float *logits = s->work->router + (size_t)token * (size_t)c->n_experts;
+    const qwen3_model *m = s->work->model;
+    const float *logits = s->work->router + (size_t)token * (size_t)m->config.n_experts;
+    int layer = s->n == 1 && m->approximates ? (int)(l - m->layers) : EXACT;
     if (s->work->routes) obey(s, l, token, experts, weights);
-    else choose(c, logits, scratch, experts, weights);
+    else choose(m, layer, logits, scratch, experts, weights);
 }
 
 routing route(const step *s, const layer *l, const vectors *x, int tid) {
@@ -76,6 +110,7 @@ routing route(const step *s, const layer *l, const vectors *x, int tid) {
     if (s->n == 1) {
         choose_for(s, l, 0, scratch, experts, weights);
         group_by_expert(c, slots, experts, weights, start, token, weight);
+        if (ws->model->approximates) pool_barrier(p, tid); /* before the store changes */
     } else {
         for (int t; (t = pool_claim(p, tid, s->n)) >= 0;)
             choose_for(s, l, t, scratch, experts + t * slots, weights + t * slots);
@@ -94,6 +129,6 @@ void guess(const step *s, const layer *next, const vectors *x, int tid) {
 const int32_t *guessed(const step *s, const layer *next) {
     const workspace *ws = s->work;
     if (ws->guesses) return forced(s, ws->guesses, next, 0);
-    choose(&ws->model->config, ws->router, ws->scratch, ws->slot_expert, ws->slot_weight);
+    choose(ws->model, EXACT, ws->router, ws->scratch, ws->slot_expert, ws->slot_weight);
     return ws->slot_expert;
 }

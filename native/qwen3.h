@@ -153,6 +153,15 @@ typedef struct {
     bool direct;           /* reads go past the page cache */
 } qwen3_expert_stats;
 qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *);
+/* What decoding may give up to wait less for the file; prompts are computed as ever. 0: nothing. */
+typedef struct {
+    float prefer; /* an expert in memory is chosen as if its router logit were higher by this; the
+                     likeliest quarter of those a token uses is chosen as ever, the weights are the
+                     true ones (Skliar et al., Mixture of Cache-Conditional Experts, 2024) */
+    float drop;   /* an expert in the file whose weight among the chosen is below this is left out */
+} qwen3_approximation;
+/* No session of the model computes meanwhile. Without expert_bytes nothing is given up. */
+qwen3_status qwen3_model_approximate(qwen3_model *, qwen3_approximation, qwen3_error *err);
 /* The index-th backend that can run on this machine, NULL after the last. */
 const char *qwen3_isa(size_t index);
 
