@@ -222,7 +222,7 @@ def test_the_least_that_is_planned_is_enough() -> None:
 
 
 def test_memory_that_is_too_little_says_how_much_is_needed() -> None:
-    with pytest.raises(DoesNotFit, match=r"0\.3 GB are needed"):
+    with pytest.raises(DoesNotFit, match=r"0\.32 GB are needed"):
         place(NANO_MOE, "100M")
 
 
