@@ -77,20 +77,18 @@ def place_sizes(
 ) -> Placement:
     """As place, of a model of these sizes, dense ones judged as well."""
     asked = None if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
-    free = available()
-    if asked is None and free is None:
-        return Placement(None, n_ctx, sizes=sizes)
-    most = asked if asked is not None else int((free or 0) * _SHARE)
-    context = n_ctx or _context(most, sizes, kv)
+    free = None if asked else available()
+    most = asked if free is None else int(free * _SHARE)
+    context = n_ctx or (sizes.n_ctx if most is None else _context(most, sizes, kv))
     always = sizes.dense + OVERHEAD + math.ceil(sizes.kv_bytes(context, kv))
     needed = always + math.ceil(sizes.experts * 1.01)  # pages round up
-    if needed <= most:
+    if most is not None and needed <= most:
         return Placement(most, context, sizes=sizes, needed=needed)
-    if sizes.experts and always + sizes.least_experts <= most:
+    if most is not None and sizes.experts and always + sizes.least_experts <= most:
         return Placement(most, context, most - always, sizes, needed)
     if asked is None:  # the page cache makes do with what there is
         return Placement(most, n_ctx, sizes=sizes, needed=needed)
-    raise _refusal(name, sizes, most, always, context)
+    raise _refusal(name, sizes, asked, always, context)
 
 
 def _refusal(name: str, sizes: Sizes, most: int, always: int, context: int) -> DoesNotFit:
