@@ -52,7 +52,7 @@ class Placement:
             f"{name}: {self.ram / 1e9:.1f} GB of memory for {self.sizes.dense / 1e9:.1f} GB that "
             f"every token needs, {held:.1f} of {experts:.1f} GB of experts "
             f"({held / experts:.0%}) and {self.n_ctx:,} tokens; the other experts are read from "
-            f"the file, for about {speed.tok_s:.2g} tok/s"
+            f"the file, for about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
         )
 
 
