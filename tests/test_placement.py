@@ -131,6 +131,8 @@ def test_sizes_of_a_file_that_will_be_refused(tmp_path: Path) -> None:
     image.write(tmp_path / "llama.gguf")
     assert sizes_of(tmp_path / "llama.gguf") is None
     assert place(tmp_path / "llama.gguf", None).expert_bytes == 0
+    done = Command(tmp_path)("fit", "llama.gguf")
+    assert done.returncode == 1 and "not a qwen3 or qwen3moe model" in done.stderr
 
 
 MIX = Sizes(
