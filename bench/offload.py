@@ -11,7 +11,8 @@ with the file mapped, by its own routes, in the same group.
 
 Beside each run stands the serial floor, 1 / (T_memory + T_disk): the bytes that a token reads
 over the rate at which memory gives them, and the bytes that were missed over the rate of the
-disk, both measured in the same process; and the limit of perfect overlap, 1 / max of the two.
+disk, both measured in the same process; the limit of perfect overlap, 1 / max of the two; and
+what qwen3cli/predict.py expects of these bytes and rates.
 """
 
 from __future__ import annotations
@@ -20,12 +21,9 @@ import argparse
 import csv
 import gzip
 import json
-import mmap
 import os
-import random
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -36,34 +34,16 @@ from numpy.typing import NDArray
 
 from qwen3cli import registry
 from qwen3cli.engine import Model
+from qwen3cli.machine import Rates, disk_rate
 from qwen3cli.memory import parse_bytes
 from qwen3cli.peer import Peer
-from qwen3cli.placement import place, sizes_of
+from qwen3cli.placement import place
+from qwen3cli.predict import speed
+from qwen3cli.sizes import sizes_of
 from qwen3cli.synthetic import synthetic
 from qwen3cli.terminal import Terminal
 
-N_CTX, PIECE = 2048, 1 << 20
-
-
-def disk_rate(path: Path, threads: int = 4, seconds: float = 1.5) -> float:
-    """Bytes a second of random reads of 1 MB past the page cache."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    last, done = path.stat().st_size // PIECE - 1, [0] * threads
-    end = time.monotonic() + seconds
-
-    def read(i: int) -> None:
-        rng, buffer = random.Random(i), mmap.mmap(-1, PIECE)
-        while time.monotonic() < end:
-            done[i] += os.preadv(fd, [buffer], rng.randrange(last) * PIECE)
-
-    started = time.monotonic()
-    workers = [threading.Thread(target=read, args=(i,)) for i in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    os.close(fd)
-    return sum(done) / (time.monotonic() - started)
+N_CTX = 2048
 
 
 def routes_of(kind: str, config: dict[str, Any], n_tokens: int) -> NDArray[np.int32] | None:
@@ -117,15 +97,15 @@ def ours(path: Path, ram: str, kind: str, n_tokens: int, threads: int) -> dict[s
     after = model.expert_stats
     sizes = sizes_of(path)
     assert sizes is not None
-    used = model.config["n_experts_used"] / model.config["n_experts"]
     read = (after.bytes_read - before.bytes_read) / n_tokens
     hits, misses = after.hits - before.hits, after.misses - before.misses
-    in_memory, from_disk = (sizes.dense + used * sizes.experts) / memory, read / disk
+    expected = speed(sizes.dense + sizes.used * sizes.experts, read, Rates(memory, disk))
     status = Path("/proc/self/status").read_text()
     return {
         "tok_s": n_tokens / seconds,
-        "floor": 1 / (in_memory + from_disk),
-        "limit": 1 / max(in_memory, from_disk),
+        "expected": expected.tok_s,
+        "floor": expected.floor,
+        "limit": expected.limit,
         "hit_rate": hits / max(1, hits + misses) if placement.expert_bytes else 1.0,
         "share": placement.expert_bytes / sizes.experts if placement.expert_bytes else 1.0,
         "read_gb": read / 1e9,
@@ -201,7 +181,9 @@ def main() -> None:
     path = synthetic(args.model, Terminal()) if shape else registry.resolve(args.model)
     print(
         "| memory | experts in it | hits | GB read a token | disk GB/s | waiting | tok/s "
-        "| serial floor | overlapped | of the floor | llama.cpp | ratio |\n" + "|---" * 12 + "|"
+        "| expected | serial floor | overlapped | of the floor | llama.cpp | ratio |\n"
+        + "|---" * 13
+        + "|"
     )
     for ram in args.ram.split(","):
         r = measured(args, path, ram, peer=False)
@@ -209,8 +191,9 @@ def main() -> None:
         peer = f"{theirs:.2f} | {r['tok_s'] / theirs:.1f}" if theirs else " | "
         print(
             f"| {ram} | {r['share']:.0%} | {r['hit_rate']:.1%} | {r['read_gb']:.2f} "
-            f"| {r['disk_gb_s']:.2f} | {r['stall']:.0%} | {r['tok_s']:.2f} | {r['floor']:.2f} "
-            f"| {r['limit']:.2f} | {r['tok_s'] / r['floor']:.0%} | {peer} |",
+            f"| {r['disk_gb_s']:.2f} | {r['stall']:.0%} | {r['tok_s']:.2f} "
+            f"| {r['expected']:.2f} | {r['floor']:.2f} | {r['limit']:.2f} "
+            f"| {r['tok_s'] / r['floor']:.0%} | {peer} |",
             flush=True,
         )
 

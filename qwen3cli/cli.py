@@ -18,6 +18,8 @@ from qwen3cli.options import (
     Added,
     Chunks,
     ChunkSize,
+    Context,
+    KvType,
     ModelArgument,
     ModelName,
     Options,
@@ -122,6 +124,33 @@ def chat(context: typer.Context, *, options: Options) -> int:
     from qwen3cli.chat import chat
 
     return chat(options, context.obj)
+
+
+@app.command()
+def fit(
+    context: typer.Context,
+    model: ModelArgument,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            "--ram",
+            metavar="8G|auto",
+            help="The memory to fit it into (default: auto, what is available).",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: Context = None,
+    kv: KvType = None,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """Tell whether a model fits, and how fast it will decode.
+
+    Does not load it, but measures the machine anew: up to two seconds.
+    """
+    from qwen3cli.fit import fit
+
+    fit(model, context.obj, ram=ram, n_ctx=ctx, kv=kv, threads=threads, as_json=as_json)
 
 
 @app.command()

@@ -66,6 +66,10 @@ TextFiles = Annotated[
 ChunkSize = Annotated[int, _count("--ctx", "Tokens of a chunk (default: 512).", 4, 2**24)]
 Chunks = Annotated[int | None, _count("--chunks", "At most N chunks (default: all).", 1, _MOST)]
 Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
+Context = Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)]
+KvType = Annotated[
+    str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
+]
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,8 @@ class Options:
     stop: Annotated[
         list[str] | None, _flag("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
-    ctx: Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)] = None
-    kv: Annotated[
-        str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
-    ] = None
+    ctx: Context = None
+    kv: KvType = None
     ram: Annotated[
         str | None,
         _flag("--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto"),
