@@ -235,6 +235,12 @@ static bool is_there(const slot *at) {
     return true;
 }
 
+static bool has_failed(const slot *at) {
+    for (int part = 0; part < EXPERT_PARTS; part++)
+        if (atomic_load(&at->reads[part].state) == READ_FAILED) return true;
+    return false;
+}
+
 void experts_want(expert_store *s, int layer, const int32_t *experts, int n, const int32_t *next,
                   int n_next, bool passing) {
     if (layer < s->layer) s->token++; /* the next token */
@@ -246,7 +252,7 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
     admit_missing(s, layer, next, n_next, passing);
     for (int i = 0; i < n; i++) {
         slot *at = slot_of(s, layer, experts[i]);
-        if (at->counted) s->hits++;
+        if (at->counted) *(has_failed(at) ? &s->misses : &s->hits) += 1;
         at->counted = true;
         at->was_there = is_there(at);
         if (passing) continue;
