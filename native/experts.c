@@ -129,19 +129,35 @@ static bool leaves_before(const expert_store *s, const slot *a, const slot *b, b
     return worth(s, a->key) < worth(s, b->key);
 }
 
-/* Somebody who may leave; there is one, as no more than experts_most are wanted. */
-static slot *choose_victim(expert_store *s, bool for_passing) {
-    slot *best = NULL, *busy = NULL;
+/* Who may leave first; NULL: nobody whose reads have ended, and *busy waits for some. */
+static slot *find_victim(expert_store *s, bool for_passing, slot **busy) {
+    slot *best = NULL;
     for (slot *at = s->slots; at < s->slots + s->n_begun; at++) {
         if (at->key == FREE || at->pinned == s->call) continue;
-        if (pending(at)) /* of a step that was cancelled */
-            busy = at;
+        if (pending(at))
+            *busy = at;
         else if (!best || leaves_before(s, at, best, for_passing))
             best = at;
     }
-    for (int part = 0; !best && part < EXPERT_PARTS; part++)
+    return best;
+}
+
+/* What a step that was cancelled has asked for, as far as it is not begun. */
+static void withdraw_reads(expert_store *s) {
+    for (slot *at = s->slots; at < s->slots + s->n_begun; at++)
+        for (int part = 0; part < EXPERT_PARTS && at->pinned != s->call; part++)
+            readers_withdraw(s->readers, &at->reads[part]);
+}
+
+/* Somebody who may leave; there is one, as no more than experts_most are wanted. */
+static slot *choose_victim(expert_store *s, bool for_passing) {
+    slot *busy = NULL, *best = find_victim(s, for_passing, &busy);
+    if (best) return best;
+    withdraw_reads(s);
+    if ((best = find_victim(s, for_passing, &busy))) return best;
+    for (int part = 0; part < EXPERT_PARTS; part++)
         readers_wait(s->readers, &busy->reads[part], NULL);
-    return best ? best : busy;
+    return busy;
 }
 
 static void resize(expert_store *s, slot *at, size_t bytes) {
@@ -235,9 +251,12 @@ static bool is_there(const slot *at) {
     return true;
 }
 
-static bool has_failed(const slot *at) {
-    for (int part = 0; part < EXPERT_PARTS; part++)
-        if (atomic_load(&at->reads[part].state) == READ_FAILED) return true;
+/* Whether one that a layer has wanted before has to be read all the same. */
+static bool is_incomplete(const slot *at) {
+    for (int part = 0; part < EXPERT_PARTS; part++) {
+        read_state state = atomic_load(&at->reads[part].state);
+        if (state == READ_FAILED || state == READ_IDLE) return true;
+    }
     return false;
 }
 
@@ -252,7 +271,7 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
     admit_missing(s, layer, next, n_next, passing);
     for (int i = 0; i < n; i++) {
         slot *at = slot_of(s, layer, experts[i]);
-        if (at->counted) *(has_failed(at) ? &s->misses : &s->hits) += 1;
+        if (at->counted) *(is_incomplete(at) ? &s->misses : &s->hits) += 1;
         at->counted = true;
         at->was_there = is_there(at);
         if (passing) continue;

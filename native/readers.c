@@ -105,6 +105,18 @@ void readers_submit(readers *p, read_request *r) {
     pthread_mutex_unlock(&p->lock);
 }
 
+void readers_withdraw(readers *p, read_request *r) {
+    pthread_mutex_lock(&p->lock);
+    read_request **at = &p->first;
+    while (*at && *at != r) at = &(*at)->next;
+    if (*at) {
+        *at = r->next;
+        if (!*at) p->last = at;
+        atomic_store(&r->state, READ_IDLE);
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
 bool readers_wait(readers *p, const read_request *r, const atomic_bool *cancel) {
     if (atomic_load(&r->state) == READ_PENDING) {
         pthread_mutex_lock(&p->lock);

@@ -40,6 +40,8 @@ void readers_free(readers *);
 
 /* Queues a request, which stays in place until it is done or has failed. */
 void readers_submit(readers *, read_request *);
+/* Makes a request idle again that is still in the queue; any other stays what it is. */
+void readers_withdraw(readers *, read_request *);
 /* Waits until it is done or has failed: true when done. False too when *cancel (NULL: never)
  * becomes true, at most 20 ms later. Any thread may wait. */
 bool readers_wait(readers *, const read_request *, const atomic_bool *cancel);
