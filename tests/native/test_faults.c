@@ -29,12 +29,12 @@ static void expect(bool ok, const char *what) {
 /* ---- the disk ------------------------------------------------------------------------ */
 
 typedef struct {
-    bool chopped;     /* reads come in pieces, every third is interrupted first */
-    bool no_direct;   /* the file system knows no reads past the page cache */
-    bool stalled;     /* nothing comes back */
-    int delay_us;     /* of every read */
-    int fault;        /* which read from now on is the one that fails, 1 the next; 0: none */
-    int error;        /* its errno; 0: the file ends there */
+    bool chopped;   /* reads come in pieces, every third call is interrupted */
+    bool no_direct; /* the file system knows no reads past the page cache */
+    bool stalled;   /* nothing comes back */
+    int delay_us;   /* of every read */
+    int fault;      /* which read from now on fails, 1 the next; 0: none */
+    int error;      /* its errno; 0: the file ends there */
 } behaviour;
 
 static struct {
@@ -42,14 +42,16 @@ static struct {
     pthread_cond_t changed;
     behaviour now;
     int n_reads, n_stalled; /* since the behaviour changed; who waits */
-    uint64_t fault_first, fault_end; /* bytes of the read that failed */
+    struct {
+        uint64_t first, end;
+    } failed; /* bytes of the read that was made to; 0 0: none */
 } disk = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
 static void behave(behaviour b) {
     pthread_mutex_lock(&disk.lock);
     disk.now = b;
     disk.n_reads = 0;
-    disk.fault_end = 0;
+    disk.failed.end = 0;
     pthread_cond_broadcast(&disk.changed);
     pthread_mutex_unlock(&disk.lock);
 }
@@ -62,6 +64,14 @@ static int reads(void) {
     int n = disk.n_reads;
     pthread_mutex_unlock(&disk.lock);
     return n;
+}
+
+/* Whether the read that was to fail has come. */
+static bool has_failed(void) {
+    pthread_mutex_lock(&disk.lock);
+    bool failed = disk.failed.end > 0;
+    pthread_mutex_unlock(&disk.lock);
+    return failed;
 }
 
 static bool is_direct(int fd) {
@@ -85,8 +95,8 @@ ssize_t pread(int fd, void *to, size_t size, off_t offset) {
     int n = ++disk.n_reads;
     bool fails = n == b.fault;
     if (fails) {
-        disk.fault_first = (uint64_t)offset;
-        disk.fault_end = (uint64_t)offset + size;
+        disk.failed.first = (uint64_t)offset;
+        disk.failed.end = (uint64_t)offset + size;
     }
     disk.n_stalled++;
     while (disk.now.stalled) pthread_cond_wait(&disk.changed, &disk.lock);
@@ -228,9 +238,9 @@ static bool is_clear(const qwen3_error *err, int error) {
     uint64_t at = strtoull(byte + 5, NULL, 10);
     if (error)
         return err->status == QWEN3_ERR_IO && strstr(err->text, strerror(error)) &&
-               disk.fault_first <= at && at < disk.fault_end;
+               disk.failed.first <= at && at < disk.failed.end;
     return err->status == QWEN3_ERR_FORMAT && strstr(err->text, "it was cut while in use") &&
-           disk.fault_first < at && at <= disk.fault_end;
+           disk.failed.first < at && at <= disk.failed.end;
 }
 
 /* The step from `from` to `to` tokens with each (step-th) of its reads failing in turn. */
@@ -244,7 +254,7 @@ static void fails_at_every_read(uint64_t budget, size_t from, size_t to, int ste
         compute(s, from);
         behave((behaviour){.fault = k, .error = error});
         bool ok = qwen3_sync(s, ids, to, &err) >= 0;
-        if (disk.fault_end == 0) break; /* it takes fewer reads */
+        if (!has_failed()) break; /* it takes fewer reads */
         /* Nobody may have needed what could not be read. */
         expect(ok ? right(s) : is_clear(&err, error), "a clear error or the right answer");
         expect(ok || !qwen3_session_logits(s), "no logits of what failed");
