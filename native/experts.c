@@ -17,10 +17,7 @@
 #include "error.h"
 #include "readers.h"
 
-enum {
-    HALF_LIFE = 8, /* tokens after which a use counts half */
-    FREE = -1,
-};
+enum { HALF_LIFE = 8, FREE = -1 };
 
 typedef struct {
     int key;         /* of the expert: layer * n_experts + expert, or FREE */
@@ -48,6 +45,7 @@ struct expert_store {
     int n_slots, n_begun; /* slots from n_begun on were never used */
     int32_t *slot_of;     /* [n_layers * n_experts], -1: not there */
     usage *usage;         /* likewise */
+    float half_life;      /* tokens after which a use counts half */
     uint64_t call, token;
     int layer;            /* of the last call */
     /* waiting */
@@ -104,15 +102,17 @@ static int64_t now_ns(void) {
 
 static void use(expert_store *s, int key) {
     usage *u = &s->usage[key];
-    u->heat = 1 + u->heat * exp2f(-(float)(s->token - u->last) / HALF_LIFE);
+    u->heat = 1 + u->heat * exp2f(-(float)(s->token - u->last) / s->half_life);
     u->last = s->token;
 }
 
 /* The logarithm of the heat, seen from token 0: it compares as the heat at any later time. */
 static float worth(const expert_store *s, int key) {
     const usage *u = &s->usage[key];
-    return log2f(u->heat) + (float)u->last / HALF_LIFE;
+    return log2f(u->heat) + (float)u->last / s->half_life;
 }
+
+void experts_set_half_life(expert_store *s, float tokens) { s->half_life = tokens; }
 
 static bool pending(const slot *at) {
     for (int part = 0; part < EXPERT_PARTS; part++)
@@ -126,7 +126,8 @@ static bool leaves_before(const expert_store *s, const slot *a, const slot *b, b
     if (a->passing != b->passing) return a->passing;
     if (a->passing && for_passing) return a->pinned > b->pinned;
     if (a->passing) return a->pinned < b->pinned;
-    return worth(s, a->key) < worth(s, b->key);
+    float of_a = worth(s, a->key), of_b = worth(s, b->key);
+    return of_a != of_b ? of_a < of_b : a->pinned < b->pinned;
 }
 
 /* Who may leave first; NULL: nobody whose reads have ended, and *busy waits for some. */
@@ -382,6 +383,7 @@ expert_store *experts_open(const expert_bank *bank, uint64_t budget, int n_reade
     s->n_experts = bank->n_experts;
     s->layer = bank->n_layers;
     s->budget = budget;
+    s->half_life = HALF_LIFE;
     qwen3_status status = allocate(s, bank, err);
     if (status == QWEN3_OK &&
         (s->readers = readers_new(bank->paths, bank->n_paths, n_readers, check_read, s, err)))
