@@ -18,10 +18,7 @@
 #include "error.h"
 #include "readers.h"
 
-enum {
-    HALF_LIFE = 8, /* tokens after which a use counts half */
-    FREE = -1,
-};
+enum { HALF_LIFE = 8, FREE = -1 };
 
 /* Why an expert is where it is: a token chose it, a prompt passes by, or it was guessed. */
 typedef enum { STAYS, PASSES, GUESSED } tenure;
@@ -54,6 +51,7 @@ struct expert_store {
     int n_slots, n_begun; /* slots from n_begun on were never used */
     int32_t *slot_of;     /* [n_layers * n_experts], -1: not there */
     usage *usage;         /* likewise */
+    float half_life;      /* tokens after which a use counts half */
     uint64_t call, token;
     int layer, n_awaited; /* of the last call */
     int n_guessed, most_guessed, room_for_guesses;
@@ -114,10 +112,12 @@ static int64_t now_ns(void) {
  * any later time. */
 static double use(expert_store *s, int key) {
     usage *u = &s->usage[key];
-    u->heat = 1 + u->heat * exp2f(-(float)(s->token - u->last) / HALF_LIFE);
+    u->heat = 1 + u->heat * exp2f(-(float)(s->token - u->last) / s->half_life);
     u->last = s->token;
-    return log2f(u->heat) + (double)s->token / HALF_LIFE;
+    return log2f(u->heat) + (double)s->token / s->half_life;
 }
+
+void experts_set_half_life(expert_store *s, float tokens) { s->half_life = tokens; }
 
 /* Guesses of former calls leave first, then what passed, the oldest first. */
 enum { GUESSED_ORDER = 2, PASSING_ORDER = 1 };
@@ -137,8 +137,21 @@ static bool begun(const slot *at) {
     return false;
 }
 
+/* Whether something of it has failed, or was never read. */
+static bool is_incomplete(const slot *at) {
+    for (int part = 0; part < EXPERT_PARTS; part++) {
+        read_state state = atomic_load(&at->reads[part].state);
+        if (state == READ_FAILED || state == READ_IDLE) return true;
+    }
+    return false;
+}
+
 static bool may_leave(const expert_store *s, int i) {
     return s->order[i] != INFINITY && s->pinned[i] != s->call;
+}
+
+static bool leaves_before(const expert_store *s, int a, int b) {
+    return s->order[a] != s->order[b] ? s->order[a] < s->order[b] : s->pinned[a] < s->pinned[b];
 }
 
 /* Somebody who may leave and is not being read, or NULL. Of those that only pass, for one that
@@ -148,7 +161,7 @@ static slot *choose_victim(expert_store *s, bool for_passing) {
     for (int i = 0; i < s->n_begun; i++) {
         slot *at = &s->slots[i];
         if (!may_leave(s, i)) continue;
-        bool lower = !lowest || s->order[i] < s->order[lowest - s->slots];
+        bool lower = !lowest || leaves_before(s, i, (int)(lowest - s->slots));
         bool newer = for_passing && at->tenure == PASSES &&
                      (!newest || s->order[i] > s->order[newest - s->slots]);
         if ((!lower && !newer) || pending(at)) continue;
@@ -301,7 +314,7 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
     admit_missing(s, layer, next, n_next, passing);
     for (int i = 0; i < n; i++) {
         slot *at = slot_of(s, layer, experts[i]);
-        if (at->counted) s->hits++;
+        if (at->counted) *(is_incomplete(at) ? &s->misses : &s->hits) += 1;
         at->counted = true;
         at->was_there = is_there(at);
         s->n_awaited += !at->was_there;
@@ -459,6 +472,7 @@ expert_store *experts_open(const expert_bank *bank, uint64_t budget, int n_reade
     s->n_experts = bank->n_experts;
     s->layer = bank->n_layers;
     s->budget = budget;
+    s->half_life = HALF_LIFE;
     qwen3_status status = allocate(s, bank, err);
     if (status == QWEN3_OK &&
         (s->readers = readers_new(bank->paths, bank->n_paths, n_readers, check_read, s, err)))

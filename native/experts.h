@@ -39,6 +39,10 @@ expert_store *experts_open(const expert_bank *, uint64_t budget, int n_readers, 
 /* NULL is ignored. */
 void experts_close(expert_store *);
 
+/* Who leaves is decided by a decayed count of uses: one counts half after so many tokens, > 0. It
+ * is 8 if not set; far below one token the count is LRU. Called like experts_want. */
+void experts_set_half_life(expert_store *, float tokens);
+
 /* How many experts may be wanted in one call. */
 int experts_most(const expert_store *);
 

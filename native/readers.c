@@ -120,7 +120,8 @@ void readers_submit(readers *p, read_request *r, bool idle) {
 
 void readers_recall(readers *p) {
     pthread_mutex_lock(&p->lock);
-    for (read_request *r; (r = take(&p->idle));) atomic_store(&r->state, READ_IDLE);
+    for (read_request *r; (r = take(p->wanted.first ? &p->wanted : &p->idle));)
+        atomic_store(&r->state, READ_IDLE);
     pthread_mutex_unlock(&p->lock);
 }
 

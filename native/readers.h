@@ -42,7 +42,7 @@ void readers_free(readers *);
 /* Queues a request, which stays in place until it is done or has failed. idle: it is begun only
  * while no other waits. */
 void readers_submit(readers *, read_request *, bool idle);
-/* Takes the idle ones that are not begun yet back: they are READ_IDLE again. */
+/* Takes all that are not begun yet back: they are READ_IDLE again. Nobody waits for them. */
 void readers_recall(readers *);
 /* Waits until it is done or has failed: true when done. False too when *cancel (NULL: never)
  * becomes true, at most 20 ms later. Any thread may wait. */

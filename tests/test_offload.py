@@ -132,15 +132,28 @@ def test_a_nan_that_comes_from_the_file_is_found(cut: Callable[[], tuple[Model, 
         session.sync(IDS)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_models_open_and_close_without_leaks() -> None:
-    def open_files() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+    """A thousand of them, each of which reads and computes: a kB lost each time would show."""
+    path = ROOT / "tests/data/tiny-moe.gguf"
+    smallest = least(path)
 
-    smallest, count = least(NANO_MOE), open_files()
-    for _ in range(300):
-        Model(NANO_MOE, threads=1, expert_bytes=smallest)
-    assert open_files() == count
-    assert len(list(Path("/proc/self/task").iterdir())) < 50
+    def cycles(n: int) -> None:
+        for _ in range(n):
+            session = Model(path, threads=2, expert_bytes=smallest)._native.session(8, "f16")
+            session.extend([1, 2])
+
+    def taken() -> tuple[int, int, int]:
+        """Descriptors, threads and pages of memory."""
+        process = Path("/proc/self")
+        counts = [len(list((process / name).iterdir())) for name in ("fd", "task")]
+        return counts[0], counts[1], int((process / "statm").read_text().split()[1])
+
+    cycles(100)
+    files, threads, pages = taken()
+    cycles(900)
+    assert taken()[:2] == (files, threads)
+    assert (taken()[2] - pages) * os.sysconf("SC_PAGE_SIZE") < 900 * 1024
 
 
 def test_the_least_that_is_planned_is_enough() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +175,12 @@ def test_killed_at_every_step_of_the_end(
 def test_an_error_at_every_step_of_the_end(
     tmp_path: Path, sources: tuple[Path, Path], before: int | None, after: int
 ) -> None:
-    """Nothing is left of what could not be finished."""
+    """What was there stays until what comes is whole. Only a set that has the names of the new
+    one goes before."""
     old, new = sources
     wanted = clean(new, tmp_path / "new", "q8_0", after)
     was = clean(old, tmp_path / "old", "q8_0", before) if before is not None else {}
+    stages = []
     for step in count():
         place, out = with_files(tmp_path / str(step), was)
         try:
@@ -189,35 +191,58 @@ def test_an_error_at_every_step_of_the_end(
             assert "cannot be written: No space left on device; free some space" in str(error)
         verify(out, [was, wanted])
         left = contents(list(place.iterdir()))
-        assert left in (was, {}) or left.items() >= wanted.items()  # {}: the old set had to go
+        if left == was:
+            stages.append("old")
+        elif not left:
+            stages.append("none")
+        else:
+            assert wanted.items() <= left.items() <= (was | wanted).items()
+            stages.append("new")
     assert contents(list(place.iterdir())) == wanted
+    same_names = len(wanted) > 1 and was.keys() == wanted.keys()
+    assert [stage for stage, _ in groupby(stages)] == ["old"] + ["none"] * same_names + ["new"]
 
 
 # ---- full disks -------------------------------------------------------------
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """3 MB, where this user may mount them."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user may not mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors find 3 MB, the last write has room for a part, and none does from then on."""
+    room = 3_000_000
+    usual = Path.open
+
+    class Small(io.FileIO):
+        def write(self, data: Any) -> int:
+            nonlocal room
+            if room == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = super().write(memoryview(data)[:room])
+            room -= written
+            return written
+
+    def opened(path: Path, mode: str = "r", **kwargs: Any) -> Any:
+        return io.BufferedWriter(Small(path, mode)) if mode == "ab" else usual(path, mode, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opened)
 
 
+@pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("split_size", [0, 500_000, 2_000_000])
-def test_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch, split_size: int) -> None:
-    out = small_disk / "out.gguf"
-    with pytest.raises(QuantError, match=r"needs 4\.\d MB, but its disk has 3\.1 MB free"):
-        quantize(DATA / "nano-dense", out, "q8_0", split_size=split_size)
-    assert list(small_disk.iterdir()) == []
-    usage = shutil.disk_usage(small_disk)._replace(free=10**9)  # someone else fills it meanwhile
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+def test_a_disk_that_fills_up(tmp_path: Path, split_size: int) -> None:
+    out = tmp_path / "out.gguf"
     with pytest.raises(QuantError, match=r"out\.gguf: cannot be written: No space left on device"):
         quantize(DATA / "nano-dense", out, "q8_0", split_size=split_size)
-    assert list(small_disk.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("split_size", [0, 500_000])
+def test_a_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_size: int
+) -> None:
+    """It is told before the work."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=3_100_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(QuantError, match=r"needs 4\.\d MB, but its disk has 3\.1 MB free"):
+        quantize(DATA / "nano-dense", tmp_path / "out.gguf", "q8_0", split_size=split_size)
+    assert list(tmp_path.iterdir()) == []

@@ -201,6 +201,25 @@ static void test_guesses(void) {
     remove(b.path);
 }
 
+/* Six tokens' uses outlive 30 experts that are used once, which LRU forgets them for. */
+static void test_half_life(float tokens, bool stays) {
+    bank_file b;
+    new_bank(&b, true);
+    expert_store *s = open_store(&b, experts_least_budget(&b.bank), 2);
+    experts_set_half_life(s, tokens);
+    for (int32_t token = 0; token < 12; token++)
+        for (int layer = 0; layer < LAYERS; layer++) {
+            int32_t e = token < 6 ? 0 : token;
+            experts_want(s, layer, &e, 1, NULL, 0, false);
+            CHECK(right(s, &b, layer, e));
+        }
+    int32_t often = 0;
+    experts_want(s, 0, &often, 1, NULL, 0, false);
+    CHECK(experts_was_there(s, 0, often) == stays);
+    experts_close(s);
+    remove(b.path);
+}
+
 /* A file that is cut, and one with a NaN: an error that names it; after repair all is well. */
 static void test_failures(void) {
     bank_file b;
@@ -274,6 +293,8 @@ int main(void) {
     test_resident();
     test_policy();
     test_guesses();
+    test_half_life(8, true);
+    test_half_life(1e-3f, false);
     test_failures();
     test_cancel();
     printf("experts: %s\n", failures ? "FAILED" : "ok");
