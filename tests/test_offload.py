@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def spread(n_tokens: int, seed: int = 0) -> NDArray[np.int32]:
 def computed(expert_bytes: int, threads: int, chunk: int) -> tuple[bytes, Model]:
     """The logits behind a prompt and each of twelve tokens more."""
     model = Model(NANO_MOE, threads=threads, expert_bytes=expert_bytes)
-    session = model._native.session(256, "f16")
+    session = model.session(n_ctx=256)
     session.force_routes(spread(200))
     for at in range(0, len(IDS), chunk):
         session.extend(IDS[at : at + chunk])
@@ -76,7 +77,7 @@ def test_the_same_bits_at_every_budget() -> None:
 def test_who_has_room_for_all_reads_each_expert_once() -> None:
     _, model = computed(1 << 30, 2, 90)
     first = model.expert_stats
-    session = model._native.session(256, "f16")
+    session = model.session(n_ctx=256)
     session.force_routes(spread(200))
     session.extend(IDS)
     assert model.expert_stats.misses == first.misses
@@ -106,7 +107,7 @@ def cut(tmp_path: Path) -> Callable[[], tuple[Model, Path]]:
 def test_a_file_that_is_cut_while_it_runs(cut: Callable[[], tuple[Model, Path]]) -> None:
     model, path = cut()
     session = model.session(n_ctx=256)
-    session._native.force_routes(spread(200))
+    session.force_routes(spread(200))
     session.sync(IDS[:4])
     before = session.logits().tobytes()
     size = path.stat().st_size
@@ -123,7 +124,7 @@ def test_a_file_that_is_cut_while_it_runs(cut: Callable[[], tuple[Model, Path]])
 def test_a_nan_that_comes_from_the_file_is_found(cut: Callable[[], tuple[Model, Path]]) -> None:
     model, path = cut()
     session = model.session(n_ctx=256)
-    session._native.force_routes(spread(200))
+    session.force_routes(spread(200))
     at = qwen3_native.File(bytes(path)).data_offsets()["blk.1.ffn_up_exps.weight"]
     with path.open("r+b") as out:
         out.seek(at)
@@ -225,19 +226,40 @@ def test_memory_that_is_too_little_says_how_much_is_needed() -> None:
         place(NANO_MOE, "100M")
 
 
-def test_the_command_runs_with_less_memory_than_the_model(tmp_path: Path) -> None:
-    qwen3 = Command(tmp_path)
+def half_of_the_experts(n_ctx: int, kv_item: float = 2) -> str:
+    """--ram for nano-moe with such a context."""
     sizes = sizes_of(NANO_MOE)
     assert sizes is not None
-    always = 300_000_000 + sizes.dense + int(2048 * 2 * sizes.kv_token)
-    ram = (always + sizes.experts // 2) // 10**6
+    always = 300_000_000 + sizes.dense + int(n_ctx * kv_item * sizes.kv_token)
+    return f"{(always + sizes.experts // 2) // 10**3}K"
+
+
+def test_the_command_runs_with_less_memory_than_the_model(tmp_path: Path) -> None:
+    qwen3 = Command(tmp_path)
     run = ("run", "-m", "nano-moe", "--temp", "0", "--ctx", "2048", "--json", "12 + 30")
     full = json.loads(qwen3(*run).stdout)
     assert "experts" not in full
-    done = qwen3(*run, "--ram", f"{ram}M")
+    done = qwen3(*run, "--ram", half_of_the_experts(2048))
     part = json.loads(done.stdout)
     assert part["answer"] == full["answer"] and part["thoughts"] == full["thoughts"]
-    assert 0 < part["experts"]["hit_rate"] < 1 and part["experts"]["bytes_read"] > 0
+    stats = part["experts"]
+    assert 0 < stats["hit_rate"] < 1 and stats["bytes_read"] > 0 and stats["stall_s"] >= 0
+    assert stats["hit_rate"] == pytest.approx(
+        stats["hits"] / (stats["hits"] + stats["misses"]), abs=1e-4
+    )
+    assert 0 < stats["used_bytes"] <= stats["budget_bytes"]
     assert "the other experts are read from the file" in done.stderr
     refused = qwen3(*run, "--ram", "100M")
     assert refused.returncode == 4 and "are needed" in refused.stderr
+
+
+def test_chat_tells_what_became_of_the_experts(tmp_path: Path) -> None:
+    qwen3 = Command(tmp_path)
+    chat = ("chat", "-m", "nano-moe", "--no-think", "--temp", "0", "--ctx", "2048")
+    done = qwen3(*chat, "--ram", half_of_the_experts(2048), input="12 + 30\n/stats\n")
+    told = re.search(
+        r"experts: [\d.]+ of ([\d.]+) GB .* ([\d,]+) were in memory, ([\d,]+) came .*waited",
+        done.stderr,
+    )
+    assert told and all(float(number.replace(",", "")) > 0 for number in told.groups())
+    assert "experts:" not in qwen3(*chat, input="12 + 30\n/stats\n").stderr
