@@ -38,7 +38,8 @@ from qwen3cli import registry
 from qwen3cli.engine import Model
 from qwen3cli.memory import parse_bytes
 from qwen3cli.peer import Peer
-from qwen3cli.placement import place, sizes_of
+from qwen3cli.placement import place
+from qwen3cli.sizes import sizes_of
 from qwen3cli.synthetic import synthetic
 from qwen3cli.terminal import Terminal
 

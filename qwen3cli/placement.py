@@ -9,25 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3cli.engine import DEFAULT_CONTEXT, ModelFile
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.memory import available, parse_bytes
+from qwen3cli.sizes import KV_ITEM, Sizes, sizes_of
 
-_KV_ITEM = {"f16": 2.0, "f32": 4.0, "q8": 1.0625}  # bytes
 _OVERHEAD = 300_000_000  # the interpreter, the tokenizer, working memory of a pass
 _SHARE = 0.85  # of what is available, with --ram auto: the rest is for the user's other programs
-_PAGE = 4096
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of a mixture of experts."""
-
-    dense: int  # read for every token
-    experts: int
-    least_experts: int  # the least that a store of experts works with
-    kv_token: int  # values in the kv cache, for a token
-    n_ctx: int  # the most tokens that a session takes when nobody names a number
 
 
 @dataclass(frozen=True)
@@ -51,39 +38,6 @@ class Placement:
         )
 
 
-def sizes_of(path: Path) -> Sizes | None:
-    """None for a dense model, and for a file that the engine will refuse."""
-    file = ModelFile(path)
-    meta = file.metadata(0)
-
-    def count(key: str) -> int:
-        value = meta.get(f"qwen3moe.{key}")
-        return value if type(value) is int and value > 0 else 0
-
-    n_layers, n_experts, n_used = map(count, ("block_count", "expert_count", "expert_used_count"))
-    head = 2 * count("attention.head_count_kv") * count("attention.key_length")
-    tensors = {name: n_bytes for name, _, _, n_bytes in file.tensors()}
-    experts = {name: n_bytes for name, n_bytes in tensors.items() if "_exps." in name}
-    if meta.get("general.architecture") != "qwen3moe" or not (n_layers and n_experts and experts):
-        return None
-    of_layer: dict[str, int] = {}
-    for name, n_bytes in experts.items():
-        layer = name.rsplit(".", 2)[0]
-        # the pages that a matrix touches, wherever it begins
-        pages = (n_bytes // n_experts + 2 * _PAGE - 1) // _PAGE
-        of_layer[layer] = of_layer.get(layer, 0) + pages * _PAGE
-    embedding = tensors.pop("token_embd.weight", 0)
-    dense = sum(tensors.values()) - sum(experts.values())
-    return Sizes(
-        # a row of the embedding is read for a token, unless it is the output matrix, too
-        dense=dense if "output.weight" in tensors else dense + embedding,
-        experts=sum(experts.values()),
-        least_experts=n_layers * n_used * max(of_layer.values()),
-        kv_token=n_layers * head,
-        n_ctx=min(count("context_length") or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
-    )
-
-
 def place(
     path: Path, ram: str | None, *, n_ctx: int | None = None, kv: str | None = None
 ) -> Placement:
@@ -93,7 +47,7 @@ def place(
     """
     asked = None if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
     sizes = sizes_of(path)
-    if sizes is None:
+    if sizes is None or not sizes.experts:
         if asked is not None:
             raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
         return Placement(None, n_ctx)
@@ -101,7 +55,7 @@ def place(
     if asked is None and free is None:
         return Placement(None, n_ctx)
     most = asked if asked is not None else int((free or 0) * _SHARE)
-    item = _KV_ITEM[kv or "f16"]
+    item = KV_ITEM[kv or "f16"]
     context = n_ctx or _context(most, sizes.kv_token * item, sizes.n_ctx)
     rest = int(most - sizes.dense - _OVERHEAD - context * sizes.kv_token * item)
     if rest >= sizes.experts * 1.01:  # pages round up

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from qwen3cli.engine import Model
 from qwen3cli.errors import DoesNotFit, FormatError, Qwen3Error, UsageError
 from qwen3cli.memory import available
-from qwen3cli.placement import place, sizes_of
+from qwen3cli.placement import place
+from qwen3cli.sizes import sizes_of
 
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
 DENSE = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"

@@ -1,0 +1,202 @@
+"""How fast this machine reads memory and disk: measured once, kept for a month.
+
+$XDG_CACHE_HOME/qwen3/machine.json holds a rate for each machine and number of threads, and for each
+file system. A cache that is damaged, or that cannot be written, costs a second measurement.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import mmap
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant.shards import files
+from qwen3cli import registry
+from qwen3cli.engine import Model, Probe
+
+_MONTH = 30 * 86400
+_READERS = 4  # as many threads as the engine reads with, a matrix of an expert at a time
+_PIECE = 1 << 20  # which takes 0.9 MB in 30B-A3B
+_MOST_PIECES = 1 << 15
+_LEAST_FILE = 1 << 28  # a smaller one is read in no time, and says little about its disk
+_MEMORY = 1 << 28  # to read, many times a cache
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second."""
+
+    memory: float  # read by the threads of a model
+    disk: float  # random reads of a matrix of an expert
+
+
+def rates(path: Path, threads: int, *, fresh: bool = False) -> Rates:
+    """For a model in this file, computed by so many threads (0: as the engine chooses). fresh:
+    measured now, whatever is kept. It takes up to two seconds, else none. Raises OSError
+    for a file that cannot be read."""
+    model = Model(registry.resolve("nano"), threads=threads)
+    path = max(files(path.resolve()), key=lambda file: file.stat().st_size)
+    kept = {} if fresh else _load()
+    measured: dict[str, dict[str, float]] = {}
+
+    def rate(key: str, measure: Callable[[], float], *, keep: bool = True) -> float:
+        found = _valid(kept.get(key)) if keep else None
+        if found is None:
+            found = measure()
+            if keep and math.isfinite(found):
+                measured[key] = {"bytes_s": found, "time": time.time()}
+        return found
+
+    memory = rate(f"memory: {_machine()}, {model.threads} threads", lambda: _memory_rate(model))
+    disk = rate(
+        f"disk: {_machine()}, {_file_system(path)}",
+        lambda: disk_rate(path),
+        keep=path.stat().st_size >= _LEAST_FILE,
+    )
+    if measured:
+        _save(measured)
+    return Rates(memory, min(disk, memory))  # faster than memory is what was in memory
+
+
+def memory_rate(threads: int) -> float:
+    """Bytes a second that so many threads of the engine read from memory."""
+    return _memory_rate(Model(registry.resolve("nano"), threads=threads))
+
+
+def _memory_rate(model: Model) -> float:
+    return Probe(model, _MEMORY).read()
+
+
+# ---- the disk ------------------------------------------------------------------------
+
+
+def disk_rate(path: Path, *, seconds: float = 1.0) -> float:
+    """Bytes a second that the engine's readers get: random pieces of the file, none of them
+    twice, past the page cache, for so long or until it is read. inf: it takes no place on a disk.
+    Raises OSError."""
+    fd, direct = _open(path)
+    try:
+        size = os.fstat(fd).st_size
+        n = max(1, size // _PIECE)
+        pieces = iter(random.sample(range(n), min(n, _MOST_PIECES)))
+        end = time.monotonic() + seconds
+
+        def read(_: int) -> int:
+            done = 0
+            with mmap.mmap(-1, _PIECE) as buffer:  # begins with a page, as O_DIRECT asks for
+                for piece in pieces:
+                    at = piece * _PIECE
+                    if not _is_hole(fd, at, min(_PIECE, size - at)):
+                        if not direct:
+                            _forget(fd, at)
+                        done += os.preadv(fd, [buffer], at)
+                    if time.monotonic() >= end:
+                        break
+            return done
+
+        started = time.monotonic()
+        with ThreadPoolExecutor(_READERS) as pool:
+            done = sum(pool.map(read, range(_READERS)))
+        return done / (time.monotonic() - started) if done else math.inf
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The file, and whether its reads go past the page cache. A file system may take the flag
+    and refuse the read: a page is tried."""
+    if hasattr(os, "O_DIRECT"):
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            try:
+                with mmap.mmap(-1, mmap.PAGESIZE) as page:
+                    os.preadv(fd, [page], 0)
+                return fd, True
+            except OSError:
+                os.close(fd)
+    fd = os.open(path, os.O_RDONLY)
+    if no_cache := getattr(fcntl, "F_NOCACHE", None):  # macOS
+        fcntl.fcntl(fd, no_cache, 1)
+    return fd, False
+
+
+def _is_hole(fd: int, at: int, size: int) -> bool:
+    """Whether a part of these bytes takes no place on the disk: they would come from nowhere."""
+    try:
+        return os.lseek(fd, at, os.SEEK_HOLE) < at + size
+    except OSError:  # a file system that does not tell
+        return False
+
+
+def _forget(fd: int, at: int) -> None:
+    """What the page cache has of a piece."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, at, _PIECE, os.POSIX_FADV_DONTNEED)
+
+
+# ---- what is kept --------------------------------------------------------------------
+
+
+def _machine() -> str:
+    """What tells machines apart that share a home: not their names, which change."""
+    cpu = os.uname().machine
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), cpu)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"{cpu}, {os.cpu_count()} CPUs, {memory >> 30} GB"
+
+
+def _file_system(path: Path) -> str:
+    """Where it is mounted, and its size: numbers of devices change when a machine starts."""
+    mount = next(folder for folder in path.parents if folder.is_mount())
+    found = os.statvfs(mount)
+    return f"{mount}, {found.f_blocks * found.f_frsize} bytes"
+
+
+def _cache() -> Path:
+    return registry.xdg("XDG_CACHE_HOME", ".cache") / "machine.json"
+
+
+def _load() -> dict[str, Any]:
+    try:
+        found = json.loads(_cache().read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _valid(entry: Any) -> float | None:
+    """The rate of an entry, unless it is too old or is none."""
+    try:
+        rate, age = float(entry["bytes_s"]), time.time() - float(entry["time"])
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return None
+    return rate if 0 < rate < math.inf and 0 <= age < _MONTH else None
+
+
+def _save(measured: dict[str, dict[str, float]]) -> None:
+    """Beside what is kept of other machines and file systems, if it can be written."""
+    with suppress(OSError):
+        path = _cache()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {key: entry for key, entry in _load().items() if _valid(entry)} | measured
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            new.write_text(json.dumps(kept, indent=1) + "\n")
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
