@@ -31,7 +31,7 @@ from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from quant.shards import files
 from qwen3cli import peer, registry
@@ -282,7 +282,15 @@ def _median(all: Sequence[Rates]) -> Rates:
     return Rates(*(statistics.median(column) for column in zip(*map(astuple, all), strict=True)))
 
 
-def median_run(samples: Sequence[Sample]) -> Sample:
+class _Judged(Protocol):
+    @property
+    def fraction(self) -> float: ...
+
+
+_Run = TypeVar("_Run", bound=_Judged)
+
+
+def median_run(samples: Sequence[_Run]) -> _Run:
     """The run with the median fraction (of an even number, the lower)."""
     return sorted(samples, key=lambda sample: sample.fraction)[(len(samples) - 1) // 2]
 
@@ -515,8 +523,8 @@ def _line(row: Mapping[str, Any], peers: object) -> list[str]:
     kind = "decode" if "depth" in row else "prefill"
     line = [
         str(Work(kind, row["tokens"], row.get("depth", 0))),
-        speed(row["tok_s"]),
-        speed(row["limit_tok_s"]),
+        figure(row["tok_s"]),
+        figure(row["limit_tok_s"]),
         f"{100 * row['fraction']:.0f} %",
     ]
     if not peers:
@@ -525,9 +533,9 @@ def _line(row: Mapping[str, Any], peers: object) -> list[str]:
     if better is None:
         return [*line, "-", "-", "-"]
     theirs = row["peer"][better]
-    return [*line, speed(theirs["tok_s"]), better, f"{theirs['ratio']:.2f}"]
+    return [*line, figure(theirs["tok_s"]), better, f"{theirs['ratio']:.2f}"]
 
 
-def speed(tok_s: float) -> str:
+def figure(tok_s: float) -> str:
     """Tokens a second in a table."""
     return f"{tok_s:,.0f}" if tok_s >= 100 else f"{tok_s:.1f}" if tok_s >= 10 else f"{tok_s:.2f}"

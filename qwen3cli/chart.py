@@ -41,7 +41,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
         f'width="{_WIDTH}" height="{_HEIGHT}" role="img">',
         f"<title>{escape(title)}</title>",
         f"<style>{_STYLE}</style>",
-        _text(_LEFT, 24, title, "start", 'class="title"'),
+        _text(_LEFT, 24, title, "start", ' class="title"'),
     ]
     for value, x in across.ticks():
         lines.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
@@ -52,7 +52,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
     lines.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>')
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     lines.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 14, x_label, "middle"))
-    lines.append(_text(18, middle, y_label, "middle", f'transform="rotate(-90 18 {middle})"'))
+    lines.append(_text(18, middle, y_label, "middle", f' transform="rotate(-90 18 {middle})"'))
     for i, (each, color) in enumerate(zip(series, _COLORS, strict=False)):
         points = [(across.at(x), up.at(y)) for x, y in sorted(each.points)]
         kind = "line other" if i else "line"
@@ -66,7 +66,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
 
 
 class _Axis:
@@ -76,7 +76,7 @@ class _Axis:
         if low == high:
             low = 0
         rough = (high - low or 1) / 6
-        power = 10 ** math.floor(math.log10(rough))
+        power = 10.0 ** math.floor(math.log10(rough))
         self._step = power * next(n for n in (1, 2, 5, 10) if n * power >= rough)
         self._first, self._last = math.floor(low / self._step), math.ceil(high / self._step)
         self._last = max(self._last, self._first + 1)

@@ -145,10 +145,40 @@ def bench(
     depth: Annotated[
         str, typer.Option(metavar="N,...", help="Tokens in the context before the decoding.")
     ] = "0",
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8G,...",
+            help="Memories for a mixture of experts: how fast it decodes with each of them.",
+            show_default=False,
+        ),
+    ] = None,
+    routes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="own|uniform|FILE",
+            help="With --ram: the experts are chosen by the router (the default), all alike, or "
+            "as a csv(.gz) has it in the columns step, layer, slot, expert.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.svg", help="With --ram: the chart goes there.", show_default=False
+        ),
+    ] = None,
     threads: Threads = 0,
     rounds: Annotated[
-        int, typer.Option(metavar="N", help="Times all is measured.", min=1, max=1000)
-    ] = 3,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Times all is measured (default: 3; with --ram, once).",
+            min=1,
+            max=1000,
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -163,7 +193,17 @@ def bench(
     """Measure prefill and decode beside the machine's limits."""
     from qwen3cli.bench import Plan, bench
 
-    plan = Plan.parse(prefill, decode, depth, rounds)
+    plan = Plan.parse(prefill, decode, depth, rounds or (1 if ram else 3))
+    if ram is not None:
+        from qwen3cli.bench_ram import Request, bench_ram
+
+        if against is not None:
+            raise UsageError("--against does not go with --ram")
+        request = Request.parse(ram, plan, routes, plot)
+        bench_ram(model, synthetic, request, context.obj, threads=threads, as_json=as_json)
+        return
+    if routes is not None or plot is not None:
+        raise UsageError("--routes and --plot go with --ram")
     bench(model, synthetic, plan, context.obj, threads=threads, against=against, as_json=as_json)
 
 

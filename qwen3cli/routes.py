@@ -17,9 +17,7 @@ from qwen3cli.errors import UsageError
 _COLUMNS = ("step", "layer", "slot", "expert")
 
 
-def routes_of(
-    kind: str, config: Mapping[str, Any], n_tokens: int
-) -> NDArray[np.int32] | None:
+def routes_of(kind: str, config: Mapping[str, Any], n_tokens: int) -> NDArray[np.int32] | None:
     """int32[tokens, layers, experts used] for Session.force_routes. kind: `own` (None: what the
     router says; of random weights nearly always the same experts), `uniform` (the worst case: no
     cache hits more often than its share), or a csv(.gz) with the columns step, layer, slot,
@@ -72,8 +70,7 @@ def _rows(file: Path) -> Iterator[tuple[int, int, int, int, int]]:
     """The number of each line, and the four columns."""
     line = 1
     try:
-        opened = gzip.open(file, "rt") if file.suffix == ".gz" else file.open()
-        with opened as text:
+        with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as text:
             reader = csv.DictReader(text)
             missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
