@@ -137,7 +137,7 @@ def bench_ram(
     ModelNotFound, DoesNotFit."""
     path = model_file(name, synthetic, terminal)
     placements = [place(path, ram, n_ctx=request.n_ctx) for ram in request.rams]
-    _check_memory(placements, terminal)
+    _check_memory(placements, request, terminal)
     report, routes = _begun(path, placements[0], request, threads)
     runs: list[list[Run]] = [[] for _ in placements]
     try:
@@ -157,14 +157,20 @@ def bench_ram(
         request.plot.write_text(_chart(report), encoding="utf-8", errors="replace")
 
 
-def _check_memory(placements: Sequence[Placement], terminal: Terminal) -> None:
+def _check_memory(placements: Sequence[Placement], request: Request, terminal: Terminal) -> None:
     """Says so when there is not as much memory as was asked for."""
-    free, most = available(), max(placement.ram or 0 for placement in placements)
-    if free is not None and most > free:
+    free, needed = available(), max(_held_bytes(each, request.n_ctx) for each in placements)
+    if free is not None and needed > free:
         terminal.note(
-            f"qwen3: {most / 1e9:.1f} GB of memory are more than the {free / 1e9:.1f} GB that are "
-            "free: what is measured with so much is the swapping"
+            f"qwen3: {needed / 1e9:.1f} GB are to be held in memory, but {free / 1e9:.1f} GB are "
+            "free: with so much, it is swapping that is measured"
         )
+
+
+def _held_bytes(placement: Placement, n_ctx: int) -> float:
+    sizes = placement.sizes
+    assert sizes is not None
+    return sizes.dense + (placement.expert_bytes or sizes.experts) + sizes.kv_bytes(n_ctx)
 
 
 def _begun(
@@ -207,7 +213,7 @@ def _run(
     del session, model  # before the next probe takes memory
     after = rates(path, threads, fresh=True)
 
-    sizes, share = placement.sizes, held(placement)
+    sizes, share = placement.sizes, _share(placement)
     assert sizes is not None
     now = Rates((before.memory + after.memory) / 2, (before.disk + after.disk) / 2)
     positions = Work("decode", request.decode.tokens, WARM_UP).positions
@@ -225,7 +231,7 @@ def _run(
     )
 
 
-def held(placement: Placement) -> float:
+def _share(placement: Placement) -> float:
     """The share of the experts that there is memory for."""
     assert placement.sizes is not None
     return min(1.0, (placement.expert_bytes or math.inf) / placement.sizes.experts)
@@ -267,7 +273,7 @@ def _row(placement: Placement, run: Run) -> dict[str, Any]:
     decode, prefill = run.decode, run.prefill
     return {
         "ram_bytes": placement.ram,
-        "experts_share": rounded(held(placement)),
+        "experts_share": rounded(_share(placement)),
         "experts": {  # in decode
             "budget_bytes": placement.expert_bytes or placement.sizes.experts,
             "hit_rate": rounded(decode.hit_rate),
