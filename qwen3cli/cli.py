@@ -16,13 +16,11 @@ from qwen3cli import __version__
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
-    Chunks,
-    ChunkSize,
     ModelArgument,
     ModelName,
     Options,
     QuantizerThreads,
-    TextFiles,
+    Reading,
     Threads,
     shared,
 )
@@ -302,10 +300,9 @@ def verify(
 
 
 @app.command()
+@shared
 def imatrix(
     context: typer.Context,
-    model: ModelArgument,
-    texts: TextFiles = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -315,13 +312,11 @@ def imatrix(
             help="The file to write, or its folder (default: MODEL-imatrix.gguf, here).",
         ),
     ] = None,
-    ctx: ChunkSize = 512,
-    chunks: Chunks = None,
-    added: Added = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an importance matrix of this name.")
     ] = False,
-    threads: Threads = 0,
+    *,
+    reading: Reading,
 ) -> None:
     """Collect the importance of weights, for quantize --imatrix.
 
@@ -329,10 +324,8 @@ def imatrix(
     is written.
     """
     from qwen3cli.imatrix import imatrix
-    from qwen3cli.texts import Texts
 
-    chosen = Texts(texts or ["-"], added, ctx, chunks)
-    imatrix(model, chosen, out, context.obj, force=force, threads=threads)
+    imatrix(reading, out, context.obj, force=force)
 
 
 evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
@@ -340,47 +333,33 @@ app.add_typer(evaluation, name="eval")
 
 
 @evaluation.command()
+@shared
 def kl(
     context: typer.Context,
-    model: ModelArgument,
     reference: Annotated[
         str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
     ],
-    texts: TextFiles = None,
-    ctx: ChunkSize = 512,
-    chunks: Chunks = None,
-    added: Added = False,
-    threads: Threads = 0,
     as_json: _Json = False,
+    *,
+    reading: Reading,
 ) -> None:
     """KL divergence of a model from a reference.
 
-    With the perplexities of both, and how often their likeliest token is the same.
+    With the perplexities of both, and how often their likeliest token is the same. The two share
+    the memory of --ram in halves.
     """
     from qwen3cli.evaluate import evaluate
-    from qwen3cli.texts import Texts
 
-    chosen = Texts(texts or ["-"], added, ctx, chunks)
-    evaluate(model, reference, chosen, context.obj, threads=threads, as_json=as_json)
+    evaluate(reading, reference, context.obj, as_json=as_json)
 
 
 @evaluation.command()
-def ppl(
-    context: typer.Context,
-    model: ModelArgument,
-    texts: TextFiles = None,
-    ctx: ChunkSize = 512,
-    chunks: Chunks = None,
-    added: Added = False,
-    threads: Threads = 0,
-    as_json: _Json = False,
-) -> None:
+@shared
+def ppl(context: typer.Context, as_json: _Json = False, *, reading: Reading) -> None:
     """Perplexity of a model."""
     from qwen3cli.evaluate import evaluate
-    from qwen3cli.texts import Texts
 
-    chosen = Texts(texts or ["-"], added, ctx, chunks)
-    evaluate(model, None, chosen, context.obj, threads=threads, as_json=as_json)
+    evaluate(reading, None, context.obj, as_json=as_json)
 
 
 @app.command()

@@ -39,9 +39,15 @@ class Placement:
 
 
 def place(
-    path: Path, ram: str | None, *, n_ctx: int | None = None, kv: str | None = None
+    path: Path,
+    ram: str | None,
+    *,
+    n_ctx: int | None = None,
+    kv: str | None = None,
+    share: float = 1.0,
 ) -> Placement:
     """ram: "8G", or "auto" (and None): what is available now, if the file does not fit into it.
+    share: of that memory, where several models are open.
 
     Raises UsageError, and for a ram that was asked for DoesNotFit with what is needed.
     """
@@ -54,7 +60,7 @@ def place(
     free = available()
     if asked is None and free is None:
         return Placement(None, n_ctx)
-    most = asked if asked is not None else int((free or 0) * _SHARE)
+    most = int(share * (asked if asked is not None else (free or 0) * _SHARE))
     item = KV_ITEM[kv or "f16"]
     context = n_ctx or _context(most, sizes.kv_token * item, sizes.n_ctx)
     rest = int(most - sizes.dense - _OVERHEAD - context * sizes.kv_token * item)
@@ -63,9 +69,9 @@ def place(
     if rest < sizes.least_experts:
         if asked is None:  # the page cache makes do with what there is
             return Placement(None, n_ctx)
-        needed = most - rest + sizes.least_experts
+        needed = (most - rest + sizes.least_experts) / share
         raise DoesNotFit(
-            f"{path.name}: {most / 1e9:.1f} GB of memory is too little: "
+            f"{path.name}: {most / share / 1e9:.1f} GB of memory is too little: "
             f"{needed / 1e9:.1f} GB are needed with a context of {context:,} tokens "
             f"(--ctx); {sizes.dense / 1e9:.1f} GB of weights are read for every token, and one "
             f"token meets {sizes.least_experts / 1e9:.1f} GB of experts"
