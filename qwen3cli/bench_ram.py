@@ -302,38 +302,47 @@ def _row(placement: Placement, run: Run) -> dict[str, Any]:
     }
 
 
-_HEAD = (
-    "GB", "held", "hits", "MB/token", "waiting", "tok/s", "predicted", "floor", "limit",
-    "prefill", "hits then",
+_DECODE = (
+    "GB", "held", "hits", "MB read", "waits", "tok/s", "predicted", "floor", "limit",
 )  # fmt: skip
 
 
 def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
-    """The report as two tables."""
-    prefill = report["prefill"]["tokens"]
+    """The report as three tables."""
+    decode, prefill = report["decode"], report["prefill"]
     rows = [
         *heading(report),
         ("disk", f"reads {report['machine']['disk_gb_s']:.2f} GB/s"),
         ("routes", report["routes"]),
-        ("decode", f"{report['decode']['tokens']} tokens behind {WARM_UP}; prefill {prefill}"),
+        ("decode", f"{decode['tokens']} tokens behind {decode['depth']}"),
     ]
     terminal.table(("machine", ""), rows)
-    terminal.table(_HEAD, [_line(row) for row in report["by_ram"]])
+    terminal.table(_DECODE, [_decode_line(row) for row in report["by_ram"]])
+    head = ("GB", f"prefill {prefill['tokens']}", "hits in decode before it", "behind it")
+    terminal.table(head, [_prefill_line(row) for row in report["by_ram"]])
 
 
-def _line(row: Mapping[str, Any]) -> list[str]:
-    experts, decode, prefill = row["experts"], row["decode"], row["prefill"]
+def _decode_line(row: Mapping[str, Any]) -> list[str]:
+    experts, decode = row["experts"], row["decode"]
     return [
         f"{row['ram_bytes'] / 1e9:g}",
         f"{100 * row['experts_share']:.0f} %",
         f"{100 * experts['hit_rate']:.1f} %",
-        f"{decode['disk_gb_per_token']:.3g}",
+        figure(decode["disk_mb_per_token"]),
         f"{100 * decode['waiting']:.0f} %",
         figure(decode["tok_s"]),
         figure(experts["predicted_tok_s"]),
         figure(decode["floor_tok_s"]),
         figure(decode["limit_tok_s"]),
+    ]
+
+
+def _prefill_line(row: Mapping[str, Any]) -> list[str]:
+    prefill = row["prefill"]
+    return [
+        f"{row['ram_bytes'] / 1e9:g}",
         figure(prefill["tok_s"]),
+        f"{100 * row['experts']['hit_rate']:.1f} %",
         f"{100 * prefill['hit_rate_behind']:.1f} %",
     ]
 
