@@ -16,6 +16,8 @@ from qwen3cli import __version__
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
+    Context,
+    KvType,
     ModelArgument,
     ModelName,
     Options,
@@ -120,6 +122,33 @@ def chat(context: typer.Context, *, options: Options) -> int:
     from qwen3cli.chat import chat
 
     return chat(options, context.obj)
+
+
+@app.command()
+def fit(
+    context: typer.Context,
+    model: ModelArgument,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            "--ram",
+            metavar="8G|auto",
+            help="The memory to fit it into (default: auto, what is available).",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: Context = None,
+    kv: KvType = None,
+    threads: Threads = 0,
+    as_json: _Json = False,
+) -> None:
+    """Tell what of a model fits into memory, and how fast it will decode.
+
+    Measures the machine anew, which takes two seconds, and does not load the model.
+    """
+    from qwen3cli.fit import fit
+
+    fit(model, context.obj, ram=ram, n_ctx=ctx, kv=kv, threads=threads, as_json=as_json)
 
 
 @app.command()

@@ -22,6 +22,11 @@ def parse_bytes(text: str, flag: str) -> int:
     return n
 
 
+def amount(n: float) -> str:
+    """Bytes for people: 17.6 GB, 805 MB."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+
 def available(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:
     """Bytes that can be had now: what the system calls available, and within the limit of the
     control group (v1 or v2) that the process is in. None where neither can be told."""

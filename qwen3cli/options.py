@@ -63,6 +63,10 @@ Ram = Annotated[
     str | None,
     _flag("--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto"),
 ]
+Context = Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)]
+KvType = Annotated[
+    str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
+]
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,8 @@ class Options:
     stop: Annotated[
         list[str] | None, _flag("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
-    ctx: Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)] = None
-    kv: Annotated[
-        str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
-    ] = None
+    ctx: Context = None
+    kv: KvType = None
     ram: Ram = None
     threads: Threads = 0
     thoughts: Annotated[

@@ -6,35 +6,52 @@ memory, always; of the latter as many as the memory has room for, the rest stays
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen3cli.errors import DoesNotFit, UsageError
-from qwen3cli.memory import available, parse_bytes
-from qwen3cli.sizes import KV_ITEM, Sizes, sizes_of
+from qwen3cli.memory import amount, available, parse_bytes
+from qwen3cli.sizes import Sizes, sizes_of
 
-_OVERHEAD = 300_000_000  # the interpreter, the tokenizer, working memory of a pass
+if TYPE_CHECKING:  # what it needs takes longer to import than a model that fits to be placed
+    from qwen3cli.predict import Speed
+
+OVERHEAD = 300_000_000  # the interpreter, the tokenizer, working memory of a pass
 _SHARE = 0.85  # of what is available, with --ram auto: the rest is for the user's other programs
+_LEAST_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
 class Placement:
     """expert_bytes 0: everything is used where it is mapped."""
 
-    ram: int | None
+    ram: int | None  # what it was decided with; None: not known
     n_ctx: int | None
     expert_bytes: int = 0
     sizes: Sizes | None = None
+    needed: int = 0  # for all of it to be in memory
 
-    def describe(self, name: str) -> str:
-        """A line for the user, of a model whose experts do not all fit."""
+    @property
+    def where(self) -> str:
+        """resident: in memory; offloaded: with some of the experts; mapped: the page cache makes do
+        with what there is; unknown: mapped, into nobody knows how much memory."""
+        if self.expert_bytes:
+            return "offloaded"
+        if self.ram is None:
+            return "unknown"
+        return "resident" if self.needed <= self.ram else "mapped"
+
+    def describe(self, name: str, speed: Speed | None = None) -> str:
+        """A line for the user, of a model whose experts do not all fit. speed: of its decode."""
         assert self.sizes is not None and self.ram is not None
         held, experts = self.expert_bytes / 1e9, self.sizes.experts / 1e9
         return (
             f"{name}: {self.ram / 1e9:.1f} GB of memory for {self.sizes.dense / 1e9:.1f} GB that "
             f"every token needs, {held:.1f} of {experts:.1f} GB of experts "
             f"({held / experts:.0%}) and {self.n_ctx:,} tokens; the other experts are read from "
-            "the file"
+            "the file" + (f", for about {speed.tok_s:.2g} tok/s" if speed else "")
         )
 
 
@@ -46,44 +63,66 @@ def place(
     kv: str | None = None,
     share: float = 1.0,
 ) -> Placement:
-    """ram: "8G", or "auto" (and None): what is available now, if the file does not fit into it.
-    share: of that memory, where several models are open.
+    """Of a model that is to run. ram: "8G", or "auto" (and None): what is available now, if the
+    file does not fit into it. share: of that memory, where several models are open. A dense
+    model is mapped, whatever there is.
 
     Raises UsageError, and for a ram that was asked for DoesNotFit with what is needed.
     """
-    asked = None if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
     sizes = sizes_of(path)
-    if sizes is None or not sizes.experts:
-        if asked is not None:
-            raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
-        return Placement(None, n_ctx)
-    free = available()
-    if asked is None and free is None:
-        return Placement(None, n_ctx)
-    most = int(share * (asked if asked is not None else (free or 0) * _SHARE))
-    item = KV_ITEM[kv or "f16"]
-    context = n_ctx or _context(most, sizes.kv_token * item, sizes.n_ctx)
-    rest = int(most - sizes.dense - _OVERHEAD - context * sizes.kv_token * item)
-    if rest >= sizes.experts * 1.01:  # pages round up
-        return Placement(most, context, sizes=sizes)
-    if rest < sizes.least_experts:
-        if asked is None:  # the page cache makes do with what there is
-            return Placement(None, n_ctx)
-        needed = (most - rest + sizes.least_experts) / share
-        raise DoesNotFit(
-            f"{path.name}: {most / share / 1e9:.1f} GB of memory is too little: "
-            f"{needed / 1e9:.1f} GB are needed with a context of {context:,} tokens "
-            f"(--ctx); {sizes.dense / 1e9:.1f} GB of weights are read for every token, and one "
-            f"token meets {sizes.least_experts / 1e9:.1f} GB of experts"
-        )
-    return Placement(most, context, rest, sizes)
+    if sizes is not None and sizes.experts:
+        return place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
+    if ram not in (None, "auto"):
+        parse_bytes(str(ram), "--ram")
+        raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
+    return Placement(None, n_ctx, sizes=sizes)
 
 
-def _context(ram: int, token_bytes: float, most: int) -> int:
-    """As many tokens as an eighth of the memory holds, a power of two from 2,048 on, or most."""
-    if most * token_bytes <= ram / 8:
-        return most
-    n = 2048
-    while 2 * n * token_bytes <= ram / 8:
-        n *= 2
-    return min(n, most)
+def place_sizes(
+    name: str,
+    sizes: Sizes,
+    ram: str | None,
+    *,
+    n_ctx: int | None = None,
+    kv: str | None = None,
+    share: float = 1.0,
+) -> Placement:
+    """As place, of a model of these sizes, dense ones judged as well."""
+    asked = None if ram in (None, "auto") else int(parse_bytes(str(ram), "--ram") * share)
+    free = None if asked is not None else available()
+    most = asked if free is None else int(free * _SHARE * share)
+    context = n_ctx or (sizes.n_ctx if most is None else _context(most, sizes, kv))
+    always = sizes.dense + OVERHEAD + math.ceil(sizes.kv_bytes(context, kv))
+    needed = always + math.ceil(sizes.experts * 1.01)  # pages round up
+    if most is not None and needed <= most:
+        return Placement(most, context, sizes=sizes, needed=needed)
+    if most is not None and sizes.experts and always + sizes.least_experts <= most:
+        return Placement(most, context, most - always, sizes, needed)
+    if asked is None:  # the page cache makes do with what there is
+        return Placement(most, n_ctx, sizes=sizes, needed=needed)
+    raise _refusal(name, sizes, asked, always, context, share)
+
+
+def _refusal(
+    name: str, sizes: Sizes, most: int, always: int, context: int, share: float
+) -> DoesNotFit:
+    enough = math.ceil((always + sizes.least_experts) / share / 1e7) / 100  # as --ram takes it
+    text = (
+        f"{name}: {amount(most / share)} of memory is too little: {enough:.2f} GB are needed with "
+        f"a context of {context:,} tokens (--ctx); {amount(sizes.dense)} of weights are read for "
+        "every token"
+    )
+    if sizes.experts:
+        text += f", and one token meets {amount(sizes.least_experts)} of experts"
+    return DoesNotFit(text)
+
+
+def _context(ram: int, sizes: Sizes, kv: str | None) -> int:
+    """A power of two of tokens from 2,048 on, or the model's: as many as there is room for, but
+    beside experts, which gain more by it, no more than an eighth of the memory holds."""
+    room = ram - sizes.dense - OVERHEAD - sizes.least_experts
+    most = min(room, ram / 8) if sizes.experts else room
+    n = min(_LEAST_CONTEXT, sizes.n_ctx)
+    while n < sizes.n_ctx and sizes.kv_bytes(min(2 * n, sizes.n_ctx), kv) <= most:
+        n = min(2 * n, sizes.n_ctx)
+    return n

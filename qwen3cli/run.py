@@ -37,8 +37,12 @@ def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     that is empty too."""
     path = registry.choose(options.model, terminal.note)
     placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
-    if placement.expert_bytes:
-        terminal.note(placement.describe(path.stem))
+    if placement.sizes and placement.expert_bytes:
+        from qwen3cli.machine import rates
+        from qwen3cli.predict import predict
+
+        speed = predict(placement.sizes, placement.expert_bytes, rates(path, options.threads))
+        terminal.note(placement.describe(path.stem, speed))
     model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
     session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
     conversation = Conversation(session, system=options.system)

@@ -16,9 +16,7 @@ from commandline import ROOT, Command
 from numpy.typing import NDArray
 
 from qwen3cli.engine import Model
-from qwen3cli.errors import DoesNotFit, FormatError, Qwen3Error, UsageError
-from qwen3cli.memory import available
-from qwen3cli.placement import place
+from qwen3cli.errors import FormatError, Qwen3Error
 from qwen3cli.sizes import sizes_of
 
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
@@ -147,84 +145,9 @@ def test_models_open_and_close_without_leaks() -> None:
     assert len(list(Path("/proc/self/task").iterdir())) < 50
 
 
-# ---- where things lie ---------------------------------------------------------------
-
-
-def test_memory_within_a_control_group(tmp_path: Path) -> None:
-    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   8000000 kB\n")
-    (proc / "self/cgroup").write_text("0::/user/app\n")
-    assert available(proc, cgroup) == 8_000_000 * 1024
-    group = cgroup / "user"
-    (group / "app").mkdir(parents=True)
-    (group / "app/memory.max").write_text("max\n")
-    (group / "memory.max").write_text("4000000000\n")
-    (group / "memory.current").write_text("1500000000\n")
-    (group / "memory.stat").write_text("anon 5\ninactive_file 300000000\nactive_file 200000000\n")
-    assert available(proc, cgroup) == 3_000_000_000
-    (proc / "self/cgroup").write_text("5:cpu,memory:/job\n0::/\n")
-    job = cgroup / "memory/job"
-    job.mkdir(parents=True)
-    (job / "memory.limit_in_bytes").write_text("2000000000\n")
-    (job / "memory.usage_in_bytes").write_text("1900000000\n")
-    (job / "memory.stat").write_text(
-        "inactive_file 1\nactive_file 1\ntotal_inactive_file 900000000\ntotal_active_file 0\n"
-    )
-    assert available(proc, cgroup) == 1_000_000_000
-    assert available(tmp_path / "none", cgroup) is None
-
-
-def test_a_model_that_fits_stays_mapped() -> None:
-    assert place(NANO_MOE, None).expert_bytes == 0
-    assert place(NANO_MOE, "16G").expert_bytes == 0
-    assert place(DENSE, None).expert_bytes == 0
-    with pytest.raises(UsageError, match="no experts"):
-        place(DENSE, "4G")
-
-
-GB = 10**9
-
-
-@pytest.mark.parametrize(
-    ("free", "ram", "n_ctx", "held", "context"),
-    [
-        (32 * GB, None, None, False, 4096),  # all of it fits
-        (32 * GB, None, 512, False, 512),
-        (32 * GB, "auto", None, False, 4096),
-        (None, None, None, False, None),  # nobody knows: as it was
-        (GB // 10, None, None, False, None),  # nothing fits: the page cache makes do
-        (32 * GB, "320M", None, True, 4096),  # never more than the model was trained on
-        (32 * GB, "314M", 2048, True, 2048),
-        (int(314e6 / 0.85), "auto", 2048, True, 2048),
-    ],
-)
-def test_what_is_held(
-    monkeypatch: pytest.MonkeyPatch,
-    free: int | None,
-    ram: str | None,
-    n_ctx: int | None,
-    held: bool,
-    context: int | None,
-) -> None:
-    monkeypatch.setattr("qwen3cli.placement.available", lambda: free)
-    found, sizes = place(NANO_MOE, ram, n_ctx=n_ctx), sizes_of(NANO_MOE)
-    assert sizes is not None and found.n_ctx == context
-    assert (found.expert_bytes > 0) == held
-    if found.expert_bytes:
-        used = sizes.dense + 300_000_000 + 2 * sizes.kv_token * found.n_ctx + found.expert_bytes
-        assert abs(used - (found.ram or 0)) <= 1
-        assert sizes.least_experts <= found.expert_bytes < 1.01 * sizes.experts
-
-
 def test_the_least_that_is_planned_is_enough() -> None:
     sizes = sizes_of(NANO_MOE)
     assert sizes is not None and least(NANO_MOE) <= sizes.least_experts
-
-
-def test_memory_that_is_too_little_says_how_much_is_needed() -> None:
-    with pytest.raises(DoesNotFit, match=r"0\.3 GB are needed"):
-        place(NANO_MOE, "100M")
 
 
 def half_of_the_experts(n_ctx: int, kv_item: float = 2) -> str:
@@ -233,25 +156,6 @@ def half_of_the_experts(n_ctx: int, kv_item: float = 2) -> str:
     assert sizes is not None
     always = 300_000_000 + sizes.dense + int(n_ctx * kv_item * sizes.kv_token)
     return f"{(always + sizes.experts // 2) // 10**3}K"
-
-
-def test_the_command_runs_with_less_memory_than_the_model(tmp_path: Path) -> None:
-    qwen3 = Command(tmp_path)
-    run = ("run", "-m", "nano-moe", "--temp", "0", "--ctx", "2048", "--json", "12 + 30")
-    full = json.loads(qwen3(*run).stdout)
-    assert "experts" not in full
-    done = qwen3(*run, "--ram", half_of_the_experts(2048))
-    part = json.loads(done.stdout)
-    assert part["answer"] == full["answer"] and part["thoughts"] == full["thoughts"]
-    stats = part["experts"]
-    assert 0 < stats["hit_rate"] < 1 and stats["bytes_read"] > 0 and stats["stall_s"] >= 0
-    assert stats["hit_rate"] == pytest.approx(
-        stats["hits"] / (stats["hits"] + stats["misses"]), abs=1e-4
-    )
-    assert 0 < stats["used_bytes"] <= stats["budget_bytes"]
-    assert "the other experts are read from the file" in done.stderr
-    refused = qwen3(*run, "--ram", "100M")
-    assert refused.returncode == 4 and "are needed" in refused.stderr
 
 
 def test_chat_tells_what_became_of_the_experts(tmp_path: Path) -> None:
@@ -264,3 +168,36 @@ def test_chat_tells_what_became_of_the_experts(tmp_path: Path) -> None:
     )
     assert told and all(float(number.replace(",", "")) > 0 for number in told.groups())
     assert "experts:" not in qwen3(*chat, input="12 + 30\n/stats\n").stderr
+
+
+def test_texts_are_read_with_less_memory_than_the_model(tmp_path: Path) -> None:
+    """The figures of eval and the importance matrix are those of the whole model."""
+    qwen3 = Command(tmp_path)
+    (tmp_path / "text").write_text("1 + 2 = 3, and 40 + 2 - 30 = 12. " * 12)
+    texts = ("text", "--ctx", "128")
+    for what, ram in [
+        (("eval", "ppl", "nano-moe", *texts, "--json"), half_of_the_experts(128, 4)),
+        (("imatrix", "nano-moe", *texts, "-o", "i.gguf", "--force"), half_of_the_experts(128)),
+    ]:
+        whole = qwen3(*what)
+        assert whole.returncode == 0 and "from the file" not in whole.stderr
+        made = [file.read_bytes() for file in tmp_path.glob("*.gguf")]
+        part = qwen3(*what, "--ram", ram)
+        assert (part.returncode, part.stdout) == (0, whole.stdout)
+        assert "the other experts are read from the file" in part.stderr
+        assert [file.read_bytes() for file in tmp_path.glob("*.gguf")] == made
+        refused = qwen3(*what, "--ram", "50M")
+        assert refused.returncode == 4 and "50 MB of memory is too little" in refused.stderr
+    assert qwen3("eval", "ppl", "nano", *texts, "--ram", "1G").returncode == 2
+
+
+def test_two_models_share_the_memory(tmp_path: Path) -> None:
+    qwen3 = Command(tmp_path)
+    (tmp_path / "text").write_text("1 + 2 = 3, and 40 + 2 - 30 = 12. " * 12)
+    both = ("eval", "kl", "nano-moe", "text", "--reference", "nano-moe", "--ctx", "128", "--json")
+    ram = int(half_of_the_experts(128, 4)[:-1])
+    done = qwen3(*both, "--ram", f"{2 * ram}K")
+    assert json.loads(done.stdout)["kl"]["max"] == 0
+    assert done.stderr.count(f"{ram / 1e6:.1f} GB of memory") == 2
+    refused = qwen3(*both, "--ram", "400M")
+    assert refused.returncode == 4 and "400 MB of memory is too little: 0.6" in refused.stderr
