@@ -142,9 +142,9 @@ def fit(
     threads: Threads = 0,
     as_json: _Json = False,
 ) -> None:
-    """Tell what of a model fits into memory, and how fast it will decode.
+    """Tell whether a model fits, and how fast it will decode.
 
-    Measures the machine anew, which takes two seconds, and does not load the model.
+    Does not load it, but measures the machine anew: up to two seconds.
     """
     from qwen3cli.fit import fit
 

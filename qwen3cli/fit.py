@@ -18,8 +18,7 @@ from qwen3cli.terminal import Terminal
 _WHERE = {
     "resident": "fits, all of it in memory",
     "offloaded": "fits with {share:.0%} of its experts in memory, the others in the file",
-    "mapped": "does not fit: {needed:.2f} GB are needed, so a part is read from the file for "
-    "every token",
+    "mapped": "does not fit: {least:.2f} GB are needed, so the page cache makes do",
     "unknown": "needs {needed:.2f} GB; how much is available is not known here (--ram)",
 }
 
@@ -57,7 +56,8 @@ def _report(
         "bytes": sum(file.stat().st_size for file in files(path)),
         "where": placement.where,
         "ram_bytes": placement.ram,
-        "needed_bytes": placement.needed,  # for all of it to be in memory
+        "needed_bytes": placement.needed,
+        "least_bytes": placement.least,
         "dense_bytes": sizes.dense,
         "n_ctx": n_ctx,
         "kv": kv,
@@ -108,7 +108,8 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     ram, experts = report["ram_bytes"], report.get("experts", {})
     held = experts.get("held_bytes") or 0  # nobody knows what the page cache holds
     share = held / experts["bytes"] if held else 0.0
-    where = _WHERE[report["where"]].format(share=share, needed=report["needed_bytes"] / 1e9)
+    needed, least = report["needed_bytes"] / 1e9, report["least_bytes"] / 1e9
+    where = _WHERE[report["where"]].format(share=share, needed=needed, least=least)
     rows = [
         ("model", f"{report['model']} ({amount(report['bytes'])})"),
         ("plan", where),

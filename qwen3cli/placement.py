@@ -7,7 +7,7 @@ memory, always; of the latter as many as the memory has room for, the rest stays
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ class Placement:
     expert_bytes: int = 0
     sizes: Sizes | None = None
     needed: int = 0  # for all of it to be in memory
+    least: int = 0  # for it to be offloaded; as much as needed if it is dense
 
     @property
     def where(self) -> str:
@@ -71,7 +72,9 @@ def place(
     """
     sizes = sizes_of(path)
     if sizes is not None and sizes.experts:
-        return place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
+        found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
+        # who makes do with less memory than is needed, makes do with any context
+        return found if found.where in ("resident", "offloaded") else replace(found, n_ctx=n_ctx)
     if ram not in (None, "auto"):
         parse_bytes(str(ram), "--ram")
         raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
@@ -94,19 +97,20 @@ def place_sizes(
     context = n_ctx or (sizes.n_ctx if most is None else _context(most, sizes, kv))
     always = sizes.dense + OVERHEAD + math.ceil(sizes.kv_bytes(context, kv))
     needed = always + math.ceil(sizes.experts * 1.01)  # pages round up
-    if most is not None and needed <= most:
-        return Placement(most, context, sizes=sizes, needed=needed)
-    if most is not None and sizes.experts and always + sizes.least_experts <= most:
-        return Placement(most, context, most - always, sizes, needed)
-    if asked is None:  # the page cache makes do with what there is
-        return Placement(most, n_ctx, sizes=sizes, needed=needed)
-    raise _refusal(name, sizes, asked, always, context, share)
+    least = always + sizes.least_experts
+    held = 0
+    if most is not None and needed > most:
+        if least <= most:
+            held = most - always
+        elif asked is not None:  # else the page cache makes do with what there is
+            raise _refusal(name, sizes, most, least, context, share)
+    return Placement(most, context, held, sizes, needed, least)
 
 
 def _refusal(
-    name: str, sizes: Sizes, most: int, always: int, context: int, share: float
+    name: str, sizes: Sizes, most: int, least: int, context: int, share: float
 ) -> DoesNotFit:
-    enough = math.ceil((always + sizes.least_experts) / share / 1e7) / 100  # as --ram takes it
+    enough = math.ceil(least / share / 1e7) / 100  # as --ram takes it
     text = (
         f"{name}: {amount(most / share)} of memory is too little: {enough:.2f} GB are needed with "
         f"a context of {context:,} tokens (--ctx); {amount(sizes.dense)} of weights are read for "

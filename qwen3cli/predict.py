@@ -18,7 +18,7 @@ from qwen3cli.machine import Rates
 from qwen3cli.sizes import Sizes
 
 REACHED = 0.75  # of the rate of memory, in decode: bench/README.md
-OVERLAP = 0.5  # of the shorter of the two times: bench/README.md, table of the offloaded runs
+OVERLAP = 0.5  # of the shorter of the two times: docs/decisions.md
 
 
 @dataclass(frozen=True)
