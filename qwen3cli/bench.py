@@ -358,7 +358,7 @@ def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> Non
     free = available()
     if free is None:
         return
-    needed = plan.n_ctx * cost.kv_bytes + probe_bytes(free)
+    needed = plan.n_ctx * cost.kv_bytes + _probe_bytes(free)
     if needed > free:
         raise DoesNotFit(
             f"a context of {plan.n_ctx} tokens and the probe of the memory take "
@@ -372,8 +372,7 @@ def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> Non
         )
 
 
-def probe_bytes(free: int | None) -> int:
-    """The memory that a probe takes where so much is free."""
+def _probe_bytes(free: int | None) -> int:
     return PROBE_BYTES if free is None else min(PROBE_BYTES, max(free // 4, 1 << 22))
 
 
@@ -386,7 +385,7 @@ def _measured(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The report; what has to be closed is left to stack."""
-    probe = Probe(model, probe_bytes(available()))
+    probe = Probe(model, _probe_bytes(available()))
     measurement = Measurement(cost, lambda: Rates(probe.read(), probe.int8(), probe.f32()))
     runners: dict[str, Runner] = {"qwen3": Ours(model, plan.n_ctx)}
     version = None
