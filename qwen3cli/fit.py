@@ -38,7 +38,7 @@ def fit(
     path = registry.resolve(model)
     sizes = sizes_of(path)
     if sizes is None:
-        raise FormatError(f"{path}: its architecture is none that this program runs")
+        raise FormatError(f"{path}: not a qwen3 or qwen3moe model, or a damaged one")
     placement = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv)
     report = _report(path, sizes, placement, kv or sizes.kv, rates(path, threads, fresh=True))
     if as_json:

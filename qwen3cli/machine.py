@@ -6,6 +6,7 @@ file system. A cache that is damaged, or that cannot be written, costs a second 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -45,7 +46,8 @@ def rates(path: Path, threads: int, *, fresh: bool = False) -> Rates:
     measured now, whatever is kept. It takes up to two seconds, else none. Raises OSError
     for a file that cannot be read."""
     model = Model(registry.resolve("nano"), threads=threads)
-    path = max(files(path.resolve()), key=lambda file: file.stat().st_size)
+    # resolved last: links of the Hugging Face cache lead to files that are named otherwise
+    path = max(files(path), key=lambda file: file.stat().st_size).resolve()
     kept = {} if fresh else _load()
     measured: dict[str, dict[str, float]] = {}
 
@@ -86,8 +88,7 @@ def disk_rate(path: Path, *, seconds: float = 1.0) -> float:
     Raises OSError."""
     fd, direct = _open(path)
     try:
-        size = os.fstat(fd).st_size
-        n = max(1, size // _PIECE)
+        n = max(1, os.fstat(fd).st_size // _PIECE)
         pieces = iter(random.sample(range(n), min(n, _MOST_PIECES)))
         end = time.monotonic() + seconds
 
@@ -96,7 +97,7 @@ def disk_rate(path: Path, *, seconds: float = 1.0) -> float:
             with mmap.mmap(-1, _PIECE) as buffer:  # begins with a page, as O_DIRECT asks for
                 for piece in pieces:
                     at = piece * _PIECE
-                    if not _is_hole(fd, at, min(_PIECE, size - at)):
+                    if not _is_hole(fd, at):
                         if not direct:
                             _forget(fd, at)
                         done += os.preadv(fd, [buffer], at)
@@ -133,12 +134,13 @@ def _open(path: Path) -> tuple[int, bool]:
     return fd, False
 
 
-def _is_hole(fd: int, at: int, size: int) -> bool:
-    """Whether a part of these bytes takes no place on the disk: they would come from nowhere."""
+def _is_hole(fd: int, at: int) -> bool:
+    """Whether these bytes take no place on the disk: they would come from nowhere. Asked for the
+    next data: for the next hole some file systems search the whole file."""
     try:
-        return os.lseek(fd, at, os.SEEK_HOLE) < at + size
-    except OSError:  # a file system that does not tell
-        return False
+        return os.lseek(fd, at, os.SEEK_DATA) > at
+    except OSError as error:
+        return error.errno == errno.ENXIO  # none up to the end; else one that does not tell
 
 
 def _forget(fd: int, at: int) -> None:

@@ -48,12 +48,15 @@ class Placement:
         """A line for the user, of a model whose experts do not all fit. speed: of its decode."""
         assert self.sizes is not None and self.ram is not None
         held, experts = self.expert_bytes / 1e9, self.sizes.experts / 1e9
-        return (
+        text = (
             f"{name}: {self.ram / 1e9:.1f} GB of memory for {self.sizes.dense / 1e9:.1f} GB that "
             f"every token needs, {held:.1f} of {experts:.1f} GB of experts "
             f"({held / experts:.0%}) and {self.n_ctx:,} tokens; the other experts are read from "
-            "the file" + (f", for about {speed.tok_s:.2g} tok/s" if speed else "")
+            "the file"
         )
+        if speed is None:
+            return text
+        return f"{text}, for about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
 
 
 def place(

@@ -39,6 +39,7 @@ def sizes_of(path: Path) -> Sizes | None:
         return value if type(value) is int and value > 0 else 0
 
     table = file.tensors()
+    kinds = {name: kind for name, _, kind, _ in table}
     tensors = {name: n_bytes for name, _, _, n_bytes in table}
     experts = {name: n_bytes for name, n_bytes in tensors.items() if "_exps." in name}
     n_layers, n_experts, n_used = map(count, ("block_count", "expert_count", "expert_used_count"))
@@ -57,7 +58,7 @@ def sizes_of(path: Path) -> Sizes | None:
         used=n_used / n_experts if mixture else 0.0,
         least_experts=_least_experts(experts, n_experts, n_used * n_layers) if mixture else 0,
         kv_token=n_layers * head,
-        kv="f32" if any(row[::2] == ("blk.0.attn_k.weight", "F32") for row in table) else "f16",
+        kv="f32" if kinds.get("blk.0.attn_k.weight") == "F32" else "f16",  # as the engine has it
         n_ctx=min(count("context_length") or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
     )
 

@@ -143,9 +143,10 @@ def test_the_largest_file_of_a_split_model_is_read(
     read: list[str] = []
     monkeypatch.setattr(machine, "disk_rate", lambda path: read.append(path.name) or 1e9)
     for i, size in enumerate((10, 3000, 20)):
-        (tmp_path / f"m-0000{i + 1}-of-00003.gguf").write_bytes(bytes(size))
+        (tmp_path / f"blob-{i}").write_bytes(bytes(size))
+        (tmp_path / f"m-0000{i + 1}-of-00003.gguf").symlink_to(tmp_path / f"blob-{i}")
     rates(tmp_path / "m-00001-of-00003.gguf", 1)
-    assert read == ["m-00002-of-00003.gguf"]
+    assert read == ["blob-1"]
 
 
 def test_rates_that_are_measured(cache: Path, tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_sizes_of_a_file_that_will_be_refused(tmp_path: Path) -> None:
     image.write(tmp_path / "llama.gguf")
     assert sizes_of(tmp_path / "llama.gguf") is None
     assert place(tmp_path / "llama.gguf", None).expert_bytes == 0
+    done = Command(tmp_path)("fit", "llama.gguf")
+    assert done.returncode == 1 and "not a qwen3 or qwen3moe model" in done.stderr
 
 
 MIX = Sizes(
@@ -258,7 +260,8 @@ def test_fit_is_the_plan_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes is not None
     speed = predict(sizes, planned.expert_bytes, Rates(20e9, 1e9))
     assert report["decode"][0]["tok_s"] == pytest.approx(speed.tok_s, abs=0.01)
-    assert f"about {speed.tok_s:.2g} tok/s" in planned.describe("m", speed)
+    assert "for about 0.56 tok/s" in planned.describe("m", replace(speed, tok_s=0.5611))
+    assert "for about 1234 tok/s" in planned.describe("m", replace(speed, tok_s=1234.4))
 
 
 @pytest.mark.parametrize("path", [DENSE, NANO_MOE])
