@@ -31,11 +31,11 @@ from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from quant.shards import files
 from qwen3cli import peer, registry
-from qwen3cli.engine import Cancelled, Model, ModelFile, Probe
+from qwen3cli.engine import Cancelled, Model, ModelFile, Probe, Session
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.memory import available
@@ -182,24 +182,26 @@ class Ours:
     def __init__(self, model: Model, n_ctx: int) -> None:
         self._session = model.session(n_ctx=n_ctx)
         self._session.fill(n_ctx)  # memory that is touched later would be timed
-        self._n_vocab = model.config["n_vocab"]
 
     def prefill(self, n: int) -> float:
         self._session.sync([])
-        return self._timed(n, n)
+        return timed(self._session, n, n)
 
     def decode(self, n: int, depth: int) -> float:
         self._session.sync([])
         self._session.fill(depth)
-        return self._timed(n, 1)
+        return timed(self._session, n, 1)
 
-    def _timed(self, n: int, step: int) -> float:
-        ids = [i * 7919 % self._n_vocab for i in range(n)]
-        with interruptible(self._session.cancel):
-            start = perf_counter()
-            for i in range(0, n, step):
-                self._session.extend(ids[i : i + step])
-            return perf_counter() - start
+
+def timed(session: Session, n: int, step: int) -> float:
+    """The seconds in which a session computes n tokens more, step by step. Ctrl-C: Cancelled."""
+    n_vocab = session.model.config["n_vocab"]
+    ids = [i * 7919 % n_vocab for i in range(len(session), len(session) + n)]
+    with interruptible(session.cancel):
+        start = perf_counter()
+        for i in range(0, n, step):
+            session.extend(ids[i : i + step])
+        return perf_counter() - start
 
 
 def _run(runner: Runner, work: Work) -> float:
@@ -280,7 +282,15 @@ def _median(all: Sequence[Rates]) -> Rates:
     return Rates(*(statistics.median(column) for column in zip(*map(astuple, all), strict=True)))
 
 
-def median_run(samples: Sequence[Sample]) -> Sample:
+class _Judged(Protocol):
+    @property
+    def fraction(self) -> float: ...
+
+
+_Run = TypeVar("_Run", bound=_Judged)
+
+
+def median_run(samples: Sequence[_Run]) -> _Run:
     """The run with the median fraction (of an even number, the lower)."""
     return sorted(samples, key=lambda sample: sample.fraction)[(len(samples) - 1) // 2]
 
@@ -306,7 +316,7 @@ def bench(
             raise UsageError(f"--against {against}: takes {', '.join(_PEERS)}")
         peer.require()
         layouts = _PEERS[against]
-    path = _model_file(name, synthetic, terminal)
+    path = model_file(name, synthetic, terminal)
     try:
         model = Model(path, threads=threads)
         cost = Cost.of(model.config, ModelFile(path).tensors())
@@ -321,7 +331,8 @@ def bench(
         _show(report, terminal)
 
 
-def _model_file(name: str | None, synthetic: str | None, terminal: Terminal) -> Path:
+def model_file(name: str | None, synthetic: str | None, terminal: Terminal) -> Path:
+    """The file that -m or --synthetic names; a synthetic one is made first."""
     name = name or (None if synthetic else os.environ.get("QWEN3_MODEL"))
     if name and synthetic:
         raise UsageError("choose one of -m and --synthetic")
@@ -396,6 +407,12 @@ def _measured(
 # ---- the report ----------------------------------------------------------------------
 
 
+def about(model: Model) -> dict[str, Any]:
+    """What was measured."""
+    path = model.path
+    return {"file": str(path), "bytes": _file_bytes(path), "arch": model.config["arch"]}
+
+
 def _report(
     model: Model,
     cost: Cost,
@@ -408,11 +425,7 @@ def _report(
     prefills = [row for row, work in zip(rows, plan.works, strict=True) if work.kind == "prefill"]
     decodes = [row for row, work in zip(rows, plan.works, strict=True) if work.kind == "decode"]
     report: dict[str, Any] = {
-        "model": {
-            "file": str(model.path),
-            "bytes": _file_bytes(model.path),
-            "arch": model.config["arch"],
-        },
+        "model": about(model),
         "machine": {"threads": model.threads, "isa": model.isa, **_rates(_median(measured.probes))},
         "rounds": plan.rounds,
         "decode": decodes[0],
@@ -433,23 +446,23 @@ def _row(work: Work, cost: Cost, samples: Mapping[str, Sequence[Sample]]) -> dic
     """One work: our median run, what it was judged by, and the peers."""
     ours = median_run(samples["qwen3"])
     row: dict[str, Any] = {
-        "tok_s": _rounded(ours.tok_s),
-        "limit_tok_s": _rounded(ours.limit),
-        "fraction": _rounded(ours.fraction),
+        "tok_s": rounded(ours.tok_s),
+        "limit_tok_s": rounded(ours.limit),
+        "fraction": rounded(ours.fraction),
         "tokens": work.tokens,
     }
     if work.kind == "decode":
         gigabytes = cost.bytes_of(work) / 1e9
-        row |= {"depth": work.depth, "gb_per_token": _rounded(gigabytes)}
+        row |= {"depth": work.depth, "gb_per_token": rounded(gigabytes)}
     else:
         products = sum(cost.products_of(work).values())
-        row["gmac_per_token"] = _rounded(products / 1e9)
+        row["gmac_per_token"] = rounded(products / 1e9)
     row |= _rates(ours.rates)
     # A peer that failed half-way has no part in this row.
     peers = {
         name: {
-            "tok_s": _rounded(statistics.median(sample.tok_s for sample in theirs)),
-            "ratio": _rounded(
+            "tok_s": rounded(statistics.median(sample.tok_s for sample in theirs)),
+            "ratio": rounded(
                 statistics.median(
                     a.tok_s / b.tok_s for a, b in zip(samples["qwen3"], theirs, strict=True)
                 )
@@ -466,23 +479,32 @@ def _row(work: Work, cost: Cost, samples: Mapping[str, Sequence[Sample]]) -> dic
 
 def _rates(rates: Rates) -> dict[str, float]:
     return {
-        "read_gb_s": _rounded(rates.read / 1e9),
-        "int8_gmac_s": _rounded(rates.int8 / 1e9),
-        "f32_gmac_s": _rounded(rates.f32 / 1e9),
+        "read_gb_s": rounded(rates.read / 1e9),
+        "int8_gmac_s": rounded(rates.int8 / 1e9),
+        "f32_gmac_s": rounded(rates.f32 / 1e9),
     }
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To five digits."""
     return float(f"{value:.5g}")
+
+
+def heading(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What every report begins with."""
+    model, machine = report["model"], report["machine"]
+    return [
+        ("model", f"{model['file']} ({model['bytes'] / 1e6:,.0f} MB)"),
+        ("engine", f"{machine['isa']}, {machine['threads']} threads"),
+        ("memory", f"reads {machine['read_gb_s']:.1f} GB/s"),
+    ]
 
 
 def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
     """The report as two tables."""
     machine, peers = report["machine"], report.get("peer")
     rows = [
-        ("model", f"{report['model']['file']} ({report['model']['bytes'] / 1e6:,.0f} MB)"),
-        ("engine", f"{machine['isa']}, {machine['threads']} threads"),
-        ("memory", f"reads {machine['read_gb_s']:.1f} GB/s"),
+        *heading(report),
         ("int8", f"{machine['int8_gmac_s']:.0f} billion products a second"),
         ("f32", f"{machine['f32_gmac_s']:.0f} billion products a second"),
     ]
@@ -500,8 +522,8 @@ def _line(row: Mapping[str, Any], peers: object) -> list[str]:
     kind = "decode" if "depth" in row else "prefill"
     line = [
         str(Work(kind, row["tokens"], row.get("depth", 0))),
-        _speed(row["tok_s"]),
-        _speed(row["limit_tok_s"]),
+        figure(row["tok_s"]),
+        figure(row["limit_tok_s"]),
         f"{100 * row['fraction']:.0f} %",
     ]
     if not peers:
@@ -510,8 +532,9 @@ def _line(row: Mapping[str, Any], peers: object) -> list[str]:
     if better is None:
         return [*line, "-", "-", "-"]
     theirs = row["peer"][better]
-    return [*line, _speed(theirs["tok_s"]), better, f"{theirs['ratio']:.2f}"]
+    return [*line, figure(theirs["tok_s"]), better, f"{theirs['ratio']:.2f}"]
 
 
-def _speed(tok_s: float) -> str:
+def figure(tok_s: float) -> str:
+    """Tokens a second in a table."""
     return f"{tok_s:,.0f}" if tok_s >= 100 else f"{tok_s:.1f}" if tok_s >= 10 else f"{tok_s:.2f}"

@@ -13,6 +13,7 @@ from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error
 from qwen3cli.options import Options
 from qwen3cli.run import (
     exit_code,
+    experts,
     objection,
     open_conversation,
     settings_of,
@@ -28,7 +29,7 @@ COMMANDS = {
     "/budget": "N: at most N tokens of thinking; none: as many as it takes; alone: shows it",
     "/system": "TEXT: the system message from now on; none: without one; alone: shows it",
     "/clear": "forget the conversation",
-    "/stats": "the context in use, the settings, the last reply",
+    "/stats": "the context in use, the settings, the last reply, the experts",
     "/help": "this list",
     "/exit": "leave, as Ctrl-D and /quit do",
 }
@@ -141,7 +142,9 @@ class _Chat:
         note(f"{turns} turn{plural}, {used} of {talk.session.n_ctx} tokens of context")
         self._mode()
         if self._last is not None:
-            note(f"last reply: {statistics(self._last, self._conversation.session.model)}")
+            note(f"last reply: {statistics(self._last, talk.session.model)}")
+        if line := experts(talk.session.model):
+            note(line)
 
 
 def _suggestion(word: str) -> str:

@@ -16,15 +16,13 @@ from qwen3cli import __version__
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
-    Chunks,
-    ChunkSize,
     Context,
     KvType,
     ModelArgument,
     ModelName,
     Options,
     QuantizerThreads,
-    TextFiles,
+    Reading,
     Threads,
     shared,
 )
@@ -174,10 +172,40 @@ def bench(
     depth: Annotated[
         str, typer.Option(metavar="N,...", help="Tokens in the context before the decoding.")
     ] = "0",
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8G,...",
+            help="Memories for a mixture of experts: how fast it decodes with each of them.",
+            show_default=False,
+        ),
+    ] = None,
+    routes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="own|uniform|FILE",
+            help="With --ram: the experts are chosen by the router (the default), all alike, or "
+            "as a csv(.gz) has it in the columns step, layer, slot, expert.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.svg", help="With --ram: the chart goes there.", show_default=False
+        ),
+    ] = None,
     threads: Threads = 0,
     rounds: Annotated[
-        int, typer.Option(metavar="N", help="Times all is measured.", min=1, max=1000)
-    ] = 3,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Times all is measured (default: 3; with --ram, once).",
+            min=1,
+            max=1000,
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -192,7 +220,17 @@ def bench(
     """Measure prefill and decode beside the machine's limits."""
     from qwen3cli.bench import Plan, bench
 
-    plan = Plan.parse(prefill, decode, depth, rounds)
+    plan = Plan.parse(prefill, decode, depth, rounds or (1 if ram else 3))
+    if ram is not None:
+        from qwen3cli.bench_ram import Request, bench_ram
+
+        if against is not None:
+            raise UsageError("--against does not go with --ram")
+        request = Request.parse(ram, plan, routes, plot)
+        bench_ram(model, synthetic, request, context.obj, threads=threads, as_json=as_json)
+        return
+    if routes is not None or plot is not None:
+        raise UsageError("--routes and --plot go with --ram")
     bench(model, synthetic, plan, context.obj, threads=threads, against=against, as_json=as_json)
 
 
@@ -291,10 +329,9 @@ def verify(
 
 
 @app.command()
+@shared
 def imatrix(
     context: typer.Context,
-    model: ModelArgument,
-    texts: TextFiles = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -304,13 +341,11 @@ def imatrix(
             help="The file to write, or its folder (default: MODEL-imatrix.gguf, here).",
         ),
     ] = None,
-    ctx: ChunkSize = 512,
-    chunks: Chunks = None,
-    added: Added = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an importance matrix of this name.")
     ] = False,
-    threads: Threads = 0,
+    *,
+    reading: Reading,
 ) -> None:
     """Collect the importance of weights, for quantize --imatrix.
 
@@ -318,10 +353,8 @@ def imatrix(
     is written.
     """
     from qwen3cli.imatrix import imatrix
-    from qwen3cli.texts import Texts
 
-    chosen = Texts(texts or ["-"], added, ctx, chunks)
-    imatrix(model, chosen, out, context.obj, force=force, threads=threads)
+    imatrix(reading, out, context.obj, force=force)
 
 
 evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
@@ -329,47 +362,33 @@ app.add_typer(evaluation, name="eval")
 
 
 @evaluation.command()
+@shared
 def kl(
     context: typer.Context,
-    model: ModelArgument,
     reference: Annotated[
         str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
     ],
-    texts: TextFiles = None,
-    ctx: ChunkSize = 512,
-    chunks: Chunks = None,
-    added: Added = False,
-    threads: Threads = 0,
     as_json: _Json = False,
+    *,
+    reading: Reading,
 ) -> None:
     """KL divergence of a model from a reference.
 
-    With the perplexities of both, and how often their likeliest token is the same.
+    With the perplexities of both, and how often their likeliest token is the same. The two share
+    the memory of --ram in halves.
     """
     from qwen3cli.evaluate import evaluate
-    from qwen3cli.texts import Texts
 
-    chosen = Texts(texts or ["-"], added, ctx, chunks)
-    evaluate(model, reference, chosen, context.obj, threads=threads, as_json=as_json)
+    evaluate(reading, reference, context.obj, as_json=as_json)
 
 
 @evaluation.command()
-def ppl(
-    context: typer.Context,
-    model: ModelArgument,
-    texts: TextFiles = None,
-    ctx: ChunkSize = 512,
-    chunks: Chunks = None,
-    added: Added = False,
-    threads: Threads = 0,
-    as_json: _Json = False,
-) -> None:
+@shared
+def ppl(context: typer.Context, as_json: _Json = False, *, reading: Reading) -> None:
     """Perplexity of a model."""
     from qwen3cli.evaluate import evaluate
-    from qwen3cli.texts import Texts
 
-    chosen = Texts(texts or ["-"], added, ctx, chunks)
-    evaluate(model, None, chosen, context.obj, threads=threads, as_json=as_json)
+    evaluate(reading, None, context.obj, as_json=as_json)
 
 
 @app.command()

@@ -305,6 +305,16 @@ class Session:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
+    def force_routes(self, routes: NDArray[np.int32]) -> None:
+        """routes: int32[tokens, n_layers, n_experts_used]. From now on the token at position p
+        takes the experts routes[p % tokens], all with the same weight, whatever the router says: to
+        replay a trace, or the worst case. Raises UsageError for a dense model and for experts that
+        are not there or not distinct, ValueError for another shape."""
+        try:
+            self._native.force_routes(routes)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
     def cancel(self) -> None:
         """Makes the running sync or extend, or else the next one, return early (Cancelled);
         any thread may call."""

@@ -25,9 +25,11 @@ from qwen3cli import registry
 from qwen3cli.engine import Cancelled, Model, Session
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
+from qwen3cli.options import Reading
 from qwen3cli.terminal import Terminal
-from qwen3cli.texts import Texts, check_context, n_chunks, read_text, text_name
+from qwen3cli.texts import check_context, n_chunks, read_text, reader, text_name
 
+_KV = "f32"
 _BLOCK_BYTES = 1 << 26  # of the logits of one model that are held at a time
 _QUANTILES = (  # key, name, share of the positions
     ("median", "median", 0.5),
@@ -84,7 +86,7 @@ def measure(
     not finite, Cancelled after Ctrl-C."""
     total = len(models) * sum(len(chunk) - 1 for chunk in chunks)
     n_ctx = max(map(len, chunks))
-    sessions = [model.session(n_ctx=n_ctx, kv="f32") for model in models]
+    sessions = [model.session(n_ctx=n_ctx, kv=_KV) for model in models]
     rows: list[tuple[Floats, float, bool]] = []
     done = 0
 
@@ -135,21 +137,14 @@ def _score(target: int, *logits: NDArray[np.float32]) -> tuple[Floats, float, bo
 # ---- the commands ------------------------------------------------------------------------
 
 
-def evaluate(
-    name: str,
-    reference: str | None,
-    texts: Texts,
-    terminal: Terminal,
-    *,
-    threads: int,
-    as_json: bool,
-) -> None:
+def evaluate(reading: Reading, reference: str | None, terminal: Terminal, *, as_json: bool) -> None:
     """Prints the perplexity of a model; with a reference the divergence from it, and both
     perplexities. Raises UsageError for texts without 3 tokens, chunks that a model has not the
     context for, and models whose tokenizers are not the same."""
-    paths = [registry.resolve(each) for each in (name, reference) if each is not None]
-    models = [Model(path, threads=threads) for path in paths]
-    chunks = _chunks(models, texts)
+    paths = [registry.resolve(each) for each in (reading.model, reference) if each is not None]
+    share = 1 / len(paths)
+    models = [reader(path, reading, terminal, kv=_KV, share=share) for path in paths]
+    chunks = _chunks(models, reading)
     title = f"{paths[0].name}, {n_chunks(len(chunks))}"
     try:
         with terminal.progress(title, "tok") as move:
@@ -158,7 +153,7 @@ def evaluate(
         raise KeyboardInterrupt from None
     report = {
         "model": str(paths[0]),
-        "context": texts.context,
+        "context": reading.ctx,
         "chunks": len(chunks),
         "positions": len(scores.kl),
         **_report(scores, paths[1:]),
@@ -169,23 +164,23 @@ def evaluate(
         _show(report, terminal)
 
 
-def _chunks(models: Sequence[Model], texts: Texts) -> list[Sequence[int]]:
+def _chunks(models: Sequence[Model], reading: Reading) -> list[Sequence[int]]:
     chunks: list[Sequence[int]] = []
     if len(models) > 1:
         _same_vocabulary(models)
-    for file in texts.files:
+    for file in reading.files:
         text = read_text(file)
-        ids, *others = (model.tokenizer.encode(text, added=texts.added) for model in models)
+        ids, *others = (model.tokenizer.encode(text, added=reading.added) for model in models)
         if any(other != ids for other in others):
             raise _different(models, f"they cut {text_name(file)} into different tokens")
         if len(ids) < 3:
             raise UsageError(
                 f"{text_name(file)}: a text of {len(ids)} tokens is too short to measure on"
             )
-        chunks += chunks_of(ids, texts.context)
+        chunks += chunks_of(ids, reading.ctx)
     for model in models:
         check_context(model, chunks)
-    return chunks[: texts.most]
+    return chunks[: reading.chunks]
 
 
 def _same_vocabulary(models: Sequence[Model]) -> None:

@@ -14,27 +14,26 @@ from quant.imatrix import Corpus, Imatrix, write_imatrix
 from quant.output import destination, replacing
 from quant.shards import model_name
 from qwen3cli import registry
-from qwen3cli.engine import Cancelled, Importance, Model, Session, Tokenizer
+from qwen3cli.engine import Cancelled, Importance, Session, Tokenizer
 from qwen3cli.errors import UsageError
 from qwen3cli.interrupt import interruptible
+from qwen3cli.options import Reading
 from qwen3cli.terminal import Terminal
-from qwen3cli.texts import Texts, check_context, n_chunks, read_text, text_name
+from qwen3cli.texts import check_context, n_chunks, read_text, reader, text_name
 
 _RARE = 32  # tokens: the mean square of so few is uncertain by a quarter
 
 
-def imatrix(
-    model: str, texts: Texts, out: str | None, terminal: Terminal, *, force: bool, threads: int
-) -> None:
+def imatrix(reading: Reading, out: str | None, terminal: Terminal, *, force: bool) -> None:
     """Writes out, a file or its folder; by default MODEL-imatrix.gguf in the current folder.
     Ctrl-C writes what was collected until then, if that is a chunk at least, and raises
     KeyboardInterrupt."""
-    path = registry.resolve(model)
+    path = registry.resolve(reading.model)
     name = model_name(path)
     target = destination("." if out is None else out, f"{name}-imatrix.gguf")
     _check_free(target, force)
-    engine = Model(path, threads=threads)
-    chunks = _chunks(engine.tokenizer, texts)
+    engine = reader(path, reading, terminal)
+    chunks = _chunks(engine.tokenizer, reading)
     check_context(engine, chunks)
     total, tokens, done = sum(map(len, chunks)), 0, 0
     importance = Importance(engine)
@@ -49,8 +48,8 @@ def imatrix(
         if not done:
             terminal.note("interrupted in the first chunk: nothing was written")
             raise KeyboardInterrupt
-        names = [text_name(file) for file in texts.files]
-        write_imatrix(part, importance, Corpus(names, done, texts.context))
+        names = [text_name(file) for file in reading.files]
+        write_imatrix(part, importance, Corpus(names, done, reading.ctx))
     seconds = time.monotonic() - started
     read = n_chunks(done) if tokens == total else f"{done:,} of {n_chunks(len(chunks))}"
     rate = f"{seconds:.1f} s, {tokens / seconds:,.0f} tok/s"
@@ -77,15 +76,15 @@ def _check_free(target: Path, force: bool) -> None:
         raise UsageError(f"{target}: exists already; --force overwrites it")
 
 
-def _chunks(tokenizer: Tokenizer, texts: Texts) -> list[list[int]]:
+def _chunks(tokenizer: Tokenizer, reading: Reading) -> list[list[int]]:
     """The chunks of all texts; the last of each may be shorter."""
     chunks = []
-    for file in texts.files:
-        ids = tokenizer.encode(read_text(file), added=texts.added)
-        chunks += [ids[i : i + texts.context] for i in range(0, len(ids), texts.context)]
+    for file in reading.files:
+        ids = tokenizer.encode(read_text(file), added=reading.added)
+        chunks += [ids[i : i + reading.ctx] for i in range(0, len(ids), reading.ctx)]
     if not chunks:
         raise UsageError("the text is empty")
-    return chunks[: texts.most]
+    return chunks[: reading.chunks]
 
 
 def _computed(session: Session, chunks: Sequence[Sequence[int]]) -> Iterator[int]:

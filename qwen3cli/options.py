@@ -1,10 +1,11 @@
-"""The flags and arguments that commands share: those of `run` and `chat` are one field each."""
+"""The flags and arguments that commands share. Those of `run` and `chat`, and of the commands that
+read texts, are a dataclass each."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
@@ -57,15 +58,11 @@ ModelName = Annotated[
 Threads = Annotated[int, _threads("physical core")]
 QuantizerThreads = Annotated[int, _threads("CPU")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]
-TextFiles = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
-    ),
-]
-ChunkSize = Annotated[int, _count("--ctx", "Tokens of a chunk (default: 512).", 4, 2**24)]
-Chunks = Annotated[int | None, _count("--chunks", "At most N chunks (default: all).", 1, _MOST)]
 Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
+Ram = Annotated[
+    str | None,
+    _flag("--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto"),
+]
 Context = Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)]
 KvType = Annotated[
     str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
@@ -111,35 +108,63 @@ class Options:
     ] = None
     ctx: Context = None
     kv: KvType = None
-    ram: Annotated[
-        str | None,
-        _flag("--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto"),
-    ] = None
+    ram: Ram = None
     threads: Threads = 0
     thoughts: Annotated[
         str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")
     ] = None
 
 
-def shared(command: Callable[..., int]) -> Callable[..., int]:
-    """Gives a command every flag of Options; it takes them as its last parameter."""
-    flags = get_type_hints(Options, include_extras=True)
+@dataclass(frozen=True)
+class Reading:
+    """A model, and the texts that it reads. A chunk is read with nothing before it."""
+
+    model: ModelArgument
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
+        ),
+    ] = None
+    ctx: Annotated[int, _count("--ctx", "Tokens of a chunk (default: 512).", 4, 2**24)] = 512
+    chunks: Annotated[
+        int | None, _count("--chunks", "At most N chunks (default: all).", 1, _MOST)
+    ] = None
+    added: Added = False  # spelled-out added tokens, such as <|im_end|>, are these tokens
+    ram: Ram = None
+    threads: Threads = 0
+
+    @property
+    def files(self) -> list[str]:
+        """- for stdin."""
+        return self.texts or ["-"]
+
+
+def shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command every flag of a dataclass, as which it takes them in its last parameter."""
     # Not get_type_hints: before Python 3.11 it hides what is annotated behind an Optional.
-    *own, _options = inspect.signature(command, eval_str=True).parameters.values()
+    *own, last = inspect.signature(command, eval_str=True).parameters.values()
+    flags = get_type_hints(last.annotation, include_extras=True)
+    defaults = {field.name: field.default for field in fields(last.annotation)}
 
     @wraps(command)
-    def with_options(**given: Any) -> int:
-        options = Options(**{name: given.pop(name) for name in flags})
-        return command(**given, options=options)
+    def with_flags(**given: Any) -> Any:
+        options = last.annotation(**{name: given.pop(name) for name in defaults})
+        return command(**given, **{last.name: options})
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
+    kind = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.Signature(
         [
-            inspect.Parameter(name, keyword, default=getattr(Options, name), annotation=flags[name])
-            for name in flags
+            inspect.Parameter(
+                name,
+                kind,
+                default=inspect.Parameter.empty if default is MISSING else default,
+                annotation=flags[name],
+            )
+            for name, default in defaults.items()
         ]
-        + [parameter.replace(kind=keyword) for parameter in own]
+        + [parameter.replace(kind=kind) for parameter in own]
     )
-    with_options.__signature__ = signature  # type: ignore[attr-defined]
-    with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return with_options
+    with_flags.__signature__ = signature  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return with_flags

@@ -44,29 +44,38 @@ class Placement:
             return "unknown"
         return "resident" if self.needed <= self.ram else "mapped"
 
-    def describe(self, name: str, speed: Speed) -> str:
-        """A line for the user, of a model whose experts do not all fit."""
+    def describe(self, name: str, speed: Speed | None = None) -> str:
+        """A line for the user, of a model whose experts do not all fit. speed: of its decode."""
         assert self.sizes is not None and self.ram is not None
         held, experts = self.expert_bytes / 1e9, self.sizes.experts / 1e9
-        return (
+        text = (
             f"{name}: {self.ram / 1e9:.1f} GB of memory for {self.sizes.dense / 1e9:.1f} GB that "
             f"every token needs, {held:.1f} of {experts:.1f} GB of experts "
             f"({held / experts:.0%}) and {self.n_ctx:,} tokens; the other experts are read from "
-            f"the file, for about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
+            "the file"
         )
+        if speed is None:
+            return text
+        return f"{text}, for about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
 
 
 def place(
-    path: Path, ram: str | None, *, n_ctx: int | None = None, kv: str | None = None
+    path: Path,
+    ram: str | None,
+    *,
+    n_ctx: int | None = None,
+    kv: str | None = None,
+    share: float = 1.0,
 ) -> Placement:
     """Of a model that is to run. ram: "8G", or "auto" (and None): what is available now, if the
-    file does not fit into it. A dense model is mapped, whatever there is.
+    file does not fit into it. share: of that memory, where several models are open. A dense
+    model is mapped, whatever there is.
 
     Raises UsageError, and for a ram that was asked for DoesNotFit with what is needed.
     """
     sizes = sizes_of(path)
     if sizes is not None and sizes.experts:
-        found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv)
+        found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
         # who makes do with less memory than is needed, makes do with any context
         return found if found.where in ("resident", "offloaded") else replace(found, n_ctx=n_ctx)
     if ram not in (None, "auto"):
@@ -76,12 +85,18 @@ def place(
 
 
 def place_sizes(
-    name: str, sizes: Sizes, ram: str | None, *, n_ctx: int | None = None, kv: str | None = None
+    name: str,
+    sizes: Sizes,
+    ram: str | None,
+    *,
+    n_ctx: int | None = None,
+    kv: str | None = None,
+    share: float = 1.0,
 ) -> Placement:
     """As place, of a model of these sizes, dense ones judged as well."""
-    asked = None if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
-    free = None if asked else available()
-    most = asked if free is None else int(free * _SHARE)
+    asked = None if ram in (None, "auto") else int(parse_bytes(str(ram), "--ram") * share)
+    free = None if asked is not None else available()
+    most = asked if free is None else int(free * _SHARE * share)
     context = n_ctx or (sizes.n_ctx if most is None else _context(most, sizes, kv))
     always = sizes.dense + OVERHEAD + math.ceil(sizes.kv_bytes(context, kv))
     needed = always + math.ceil(sizes.experts * 1.01)  # pages round up
@@ -91,15 +106,17 @@ def place_sizes(
         if least <= most:
             held = most - always
         elif asked is not None:  # else the page cache makes do with what there is
-            raise _refusal(name, sizes, most, least, context)
+            raise _refusal(name, sizes, most, least, context, share)
     return Placement(most, context, held, sizes, needed, least)
 
 
-def _refusal(name: str, sizes: Sizes, most: int, least: int, context: int) -> DoesNotFit:
-    enough = math.ceil(least / 1e7) / 100  # as --ram takes it
+def _refusal(
+    name: str, sizes: Sizes, most: int, least: int, context: int, share: float
+) -> DoesNotFit:
+    enough = math.ceil(least / share / 1e7) / 100  # as --ram takes it
     text = (
-        f"{name}: {amount(most)} of memory is too little: {enough:.2f} GB are needed with a "
-        f"context of {context:,} tokens (--ctx); {amount(sizes.dense)} of weights are read for "
+        f"{name}: {amount(most / share)} of memory is too little: {enough:.2f} GB are needed with "
+        f"a context of {context:,} tokens (--ctx); {amount(sizes.dense)} of weights are read for "
         "every token"
     )
     if sizes.experts:

@@ -128,6 +128,18 @@ def statistics(reply: Reply, model: Model) -> str:
     return line
 
 
+def experts(model: Model) -> str | None:
+    """What became of the experts of a model that are not all in memory, place by place."""
+    stats = model.expert_stats
+    if not stats.budget_bytes:
+        return None
+    return (
+        f"experts: {stats.used_bytes / 1e9:.2f} of {stats.budget_bytes / 1e9:.2f} GB of memory in "
+        f"use; {stats.hits:,} were in memory, {stats.misses:,} came from the file "
+        f"({stats.bytes_read / 1e9:.2f} GB read, {stats.stall_s:.1f} s waited)"
+    )
+
+
 def _question(prompt: str | None) -> str:
     """The prompt, a blank line, and the text from a pipe, as far as there are both."""
     piped = ""
@@ -168,5 +180,8 @@ def _experts(model: Model) -> dict[str, object]:
             "hit_rate": round(stats.hit_rate, 4),
             "bytes_read": stats.bytes_read,
             "stall_s": round(stats.stall_s, 3),
+            "used_bytes": stats.used_bytes,
+            "hits": stats.hits,
+            "misses": stats.misses,
         }
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ _RANGES = [(0, 8), (0x0B, 0x1F), (0x7F, 0x9F), (0x202A, 0x202E), (0x2066, 0x2069
 _DRIVING = {code: None for first, last in _RANGES for code in range(first, last + 1)}
 _ESCAPED = {code: f"\\u{code:04x}" for code in _DRIVING}  # the same, as JSON writes them
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
+_NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|-?)")  # in a table; - and "": none
 CLOSED_OUTPUT = 141  # exit code: what a shell reports for a program ended by SIGPIPE
 
 
@@ -151,7 +153,8 @@ class Terminal:
         self._out.write(text.translate(_ESCAPED) + "\n")
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table on a terminal, lines of tab-separated fields elsewhere."""
+        """A table on a terminal, columns of numbers to the right; lines of tab-separated fields
+        elsewhere."""
         if not self._out.is_terminal:
             self._out.write("".join("\t".join(map(one_line, row)) + "\n" for row in rows))
             return
@@ -160,9 +163,13 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*head, box=SIMPLE, pad_edge=False)
-        for row in rows:
-            table.add_row(*(Text(one_line(cell), overflow="fold") for cell in row))
+        lines = [[one_line(cell) for cell in row] for row in rows]
+        table = Table(box=SIMPLE, pad_edge=False)
+        for i, title in enumerate(head):
+            numbers = [_NUMBER.fullmatch(line[i]) for line in lines]
+            table.add_column(title, justify="right" if all(numbers) else "left")
+        for line in lines:
+            table.add_row(*(Text(cell, overflow="fold") for cell in line))
         # Not by its own pen: the console draws, this class writes.
         console = Console(force_terminal=self._out.is_styled)
         with console.capture() as drawn:

@@ -1,24 +1,26 @@
-"""The texts that a command is given, and the chunks of tokens that they are read in."""
+"""The texts that a command is given, the model that reads them, and the chunks of tokens."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3cli.engine import Model
 from qwen3cli.errors import UsageError
+from qwen3cli.options import Reading
+from qwen3cli.placement import place
+from qwen3cli.terminal import Terminal
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What a model reads. A chunk is read with nothing before it."""
-
-    files: Sequence[str]  # - for stdin
-    added: bool = False  # spelled-out added tokens, such as <|im_end|>, are these tokens
-    context: int = 512  # tokens of a chunk
-    most: int | None = None  # chunks
+def reader(
+    path: Path, reading: Reading, terminal: Terminal, *, kv: str | None = None, share: float = 1.0
+) -> Model:
+    """The model in a file, with that share of the memory, for chunks in a cache of type kv."""
+    placement = place(path, reading.ram, n_ctx=reading.ctx, kv=kv, share=share)
+    if placement.expert_bytes:
+        terminal.note(placement.describe(path.stem))
+    return Model(path, threads=reading.threads, expert_bytes=placement.expert_bytes)
 
 
 def read_text(file: str) -> str:

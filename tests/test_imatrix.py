@@ -24,8 +24,8 @@ from quant.quantize import predict, quantize
 from qwen3cli.engine import Cancelled, Importance, Inputs, Model, Session
 from qwen3cli.errors import UsageError
 from qwen3cli.imatrix import imatrix
+from qwen3cli.options import Reading
 from qwen3cli.terminal import Terminal
-from qwen3cli.texts import Texts
 
 SITES = {"q": "qkv", "k": "qkv", "v": "qkv", "output": "o", "gate": "gate_up", "up": "gate_up"}
 CORPUS = Corpus(["a.txt", "b.txt"], 3, 16)
@@ -454,7 +454,7 @@ def test_ctrl_c_keeps_what_was_collected(tmp_path: Path) -> None:
     text.write_text("What is 17 + 48 - 5? " * 100)
     terminal = Interrupting(3)
     with pytest.raises(KeyboardInterrupt):
-        imatrix("nano", Texts([str(text)], context=64), str(out), terminal, force=False, threads=0)
+        imatrix(Reading("nano", [str(text)], ctx=64), str(out), terminal, force=False)
     assert re.search(r"192 tokens in 3 of \d+ chunks", terminal.notes[0])
     assert "interrupted" in terminal.notes[-1]
     read = Imatrix(out)
@@ -472,8 +472,6 @@ def test_a_cancelled_chunk_ends_the_reading(
     monkeypatch.setattr(Session, "sync", sync)
     terminal = Interrupting(0)
     with pytest.raises(KeyboardInterrupt):
-        imatrix(
-            "nano", Texts([__file__]), str(tmp_path / "i.gguf"), terminal, force=False, threads=0
-        )
+        imatrix(Reading("nano", [__file__]), str(tmp_path / "i.gguf"), terminal, force=False)
     assert terminal.notes == ["interrupted in the first chunk: nothing was written"]
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import qwen3_native
-from commandline import ROOT
+from commandline import ROOT, Command
 from numpy.typing import NDArray
 
 from qwen3cli.engine import Model
@@ -45,7 +47,7 @@ def spread(n_tokens: int, seed: int = 0) -> NDArray[np.int32]:
 def computed(expert_bytes: int, threads: int, chunk: int) -> tuple[bytes, Model]:
     """The logits behind a prompt and each of twelve tokens more."""
     model = Model(NANO_MOE, threads=threads, expert_bytes=expert_bytes)
-    session = model._native.session(256, "f16")
+    session = model.session(n_ctx=256)
     session.force_routes(spread(200))
     for at in range(0, len(IDS), chunk):
         session.extend(IDS[at : at + chunk])
@@ -74,7 +76,7 @@ def test_the_same_bits_at_every_budget() -> None:
 def test_who_has_room_for_all_reads_each_expert_once() -> None:
     _, model = computed(1 << 30, 2, 90)
     first = model.expert_stats
-    session = model._native.session(256, "f16")
+    session = model.session(n_ctx=256)
     session.force_routes(spread(200))
     session.extend(IDS)
     assert model.expert_stats.misses == first.misses
@@ -104,7 +106,7 @@ def cut(tmp_path: Path) -> Callable[[], tuple[Model, Path]]:
 def test_a_file_that_is_cut_while_it_runs(cut: Callable[[], tuple[Model, Path]]) -> None:
     model, path = cut()
     session = model.session(n_ctx=256)
-    session._native.force_routes(spread(200))
+    session.force_routes(spread(200))
     session.sync(IDS[:4])
     before = session.logits().tobytes()
     size = path.stat().st_size
@@ -121,7 +123,7 @@ def test_a_file_that_is_cut_while_it_runs(cut: Callable[[], tuple[Model, Path]])
 def test_a_nan_that_comes_from_the_file_is_found(cut: Callable[[], tuple[Model, Path]]) -> None:
     model, path = cut()
     session = model.session(n_ctx=256)
-    session._native.force_routes(spread(200))
+    session.force_routes(spread(200))
     at = qwen3_native.File(bytes(path)).data_offsets()["blk.1.ffn_up_exps.weight"]
     with path.open("r+b") as out:
         out.seek(at)
@@ -159,3 +161,56 @@ def test_models_open_and_close_without_leaks() -> None:
 def test_the_least_that_is_planned_is_enough() -> None:
     sizes = sizes_of(NANO_MOE)
     assert sizes is not None and least(NANO_MOE) <= sizes.least_experts
+
+
+def half_of_the_experts(n_ctx: int, kv_item: float = 2) -> str:
+    """--ram for nano-moe with such a context."""
+    sizes = sizes_of(NANO_MOE)
+    assert sizes is not None
+    always = 300_000_000 + sizes.dense + int(n_ctx * kv_item * sizes.kv_token)
+    return f"{(always + sizes.experts // 2) // 10**3}K"
+
+
+def test_chat_tells_what_became_of_the_experts(tmp_path: Path) -> None:
+    qwen3 = Command(tmp_path)
+    chat = ("chat", "-m", "nano-moe", "--no-think", "--temp", "0", "--ctx", "2048")
+    done = qwen3(*chat, "--ram", half_of_the_experts(2048), input="12 + 30\n/stats\n")
+    told = re.search(
+        r"experts: [\d.]+ of ([\d.]+) GB .* ([\d,]+) were in memory, ([\d,]+) came .*waited",
+        done.stderr,
+    )
+    assert told and all(float(number.replace(",", "")) > 0 for number in told.groups())
+    assert "experts:" not in qwen3(*chat, input="12 + 30\n/stats\n").stderr
+
+
+def test_texts_are_read_with_less_memory_than_the_model(tmp_path: Path) -> None:
+    """The figures of eval and the importance matrix are those of the whole model."""
+    qwen3 = Command(tmp_path)
+    (tmp_path / "text").write_text("1 + 2 = 3, and 40 + 2 - 30 = 12. " * 12)
+    texts = ("text", "--ctx", "128")
+    for what, ram in [
+        (("eval", "ppl", "nano-moe", *texts, "--json"), half_of_the_experts(128, 4)),
+        (("imatrix", "nano-moe", *texts, "-o", "i.gguf", "--force"), half_of_the_experts(128)),
+    ]:
+        whole = qwen3(*what)
+        assert whole.returncode == 0 and "from the file" not in whole.stderr
+        made = [file.read_bytes() for file in tmp_path.glob("*.gguf")]
+        part = qwen3(*what, "--ram", ram)
+        assert (part.returncode, part.stdout) == (0, whole.stdout)
+        assert "the other experts are read from the file" in part.stderr
+        assert [file.read_bytes() for file in tmp_path.glob("*.gguf")] == made
+        refused = qwen3(*what, "--ram", "50M")
+        assert refused.returncode == 4 and "50 MB of memory is too little" in refused.stderr
+    assert qwen3("eval", "ppl", "nano", *texts, "--ram", "1G").returncode == 2
+
+
+def test_two_models_share_the_memory(tmp_path: Path) -> None:
+    qwen3 = Command(tmp_path)
+    (tmp_path / "text").write_text("1 + 2 = 3, and 40 + 2 - 30 = 12. " * 12)
+    both = ("eval", "kl", "nano-moe", "text", "--reference", "nano-moe", "--ctx", "128", "--json")
+    ram = int(half_of_the_experts(128, 4)[:-1])
+    done = qwen3(*both, "--ram", f"{2 * ram}K")
+    assert json.loads(done.stdout)["kl"]["max"] == 0
+    assert done.stderr.count(f"{ram / 1e6:.1f} GB of memory") == 2
+    refused = qwen3(*both, "--ram", "400M")
+    assert refused.returncode == 4 and "400 MB of memory is too little: 0.6" in refused.stderr

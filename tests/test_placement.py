@@ -109,7 +109,10 @@ def test_the_command_runs_with_less_memory_than_the_model(tmp_path: Path) -> Non
     done = qwen3(*run, "--ram", f"{ram}M")
     part = json.loads(done.stdout)
     assert part["answer"] == full["answer"] and part["thoughts"] == full["thoughts"]
-    assert 0 < part["experts"]["hit_rate"] < 1 and part["experts"]["bytes_read"] > 0
+    stats = part["experts"]
+    assert 0 < stats["hit_rate"] < 1 and stats["bytes_read"] > 0 and stats["stall_s"] >= 0
+    assert round(stats["hits"] / (stats["hits"] + stats["misses"]), 4) == stats["hit_rate"]
+    assert 0 < stats["used_bytes"] <= stats["budget_bytes"]
     assert re.search(r"the other experts are read from the file, for about \S+ tok/s", done.stderr)
     refused = qwen3(*run, "--ram", "100M")
     assert refused.returncode == 4 and "are needed" in refused.stderr

@@ -188,6 +188,17 @@ def test_a_table_is_tab_separated_in_a_pipe_and_never_markup(open_terminal) -> N
     assert "\x1b[2J" not in stdout.text
 
 
+def test_columns_of_numbers_are_aligned_to_the_right(open_terminal) -> None:
+    terminal, stdout, _ = open_terminal(out=True, err=True)
+    rows = [("a", "1.25", "9 %", "8G", ""), ("b", "1,000", "-", "16.5 GB", "-2e-05")]
+    terminal.table(("name", "number", "share", "text", "gap"), rows)
+    lines = [line.rstrip() for line in stdout.text.splitlines()]
+    assert [line for line in lines if line[1:2] in ("a", "b")] == [
+        " a        1.25     9 %   8G",
+        " b       1,000       -   16.5 GB   -2e-05",
+    ]
+
+
 def test_a_progress_bar_shows_a_hostile_title_as_text(open_terminal) -> None:
     terminal, _, stderr = open_terminal(out=True, err=True)
     with terminal.progress("[red]{task}\x1b[2J") as move:

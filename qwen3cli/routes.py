@@ -1,0 +1,85 @@
+"""The experts that tokens take in a benchmark: by their own router, all alike, or as recorded."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3cli.errors import UsageError
+
+_COLUMNS = ("step", "layer", "slot", "expert")
+
+
+def routes_of(kind: str, config: Mapping[str, Any], n_tokens: int) -> NDArray[np.int32] | None:
+    """int32[tokens, layers, experts used] for Session.force_routes. kind: `own` (None: what the
+    router says; of random weights nearly always the same experts), `uniform` (the worst case: no
+    cache hits more often than its share), or a csv(.gz) with the columns step, layer, slot,
+    expert of a recorded run, of which the steps with all layers count. One that chose fewer
+    experts than config says is filled up with random ones. Raises UsageError."""
+    if kind == "own":
+        return None
+    rng = np.random.default_rng(1)
+    n, used, layers = config["n_experts"], config["n_experts_used"], config["n_layers"]
+
+    def shuffled() -> NDArray[np.int64]:  # [layers, n]
+        return rng.permuted(np.tile(np.arange(n), (layers, 1)), axis=1)
+
+    if kind == "uniform":
+        return np.array([shuffled()[:, :used] for _ in range(n_tokens)], np.int32)
+    if not Path(kind).is_file():
+        raise UsageError(f"--routes {kind}: takes own, uniform or the name of a file")
+    steps = [step for step in _recorded(Path(kind), n, layers) if len(step) == layers]
+    if not steps:
+        raise UsageError(f"{kind}: no step has a route for each of the {layers} layers")
+    out = np.empty((len(steps), layers, used), np.int32)
+    for row, step in zip(out, steps, strict=True):
+        for layer, others in enumerate(shuffled().tolist()):
+            known = [expert for _, expert in sorted(step[layer].items())]
+            row[layer] = (known + [e for e in others if e not in known])[:used]
+    return out
+
+
+Step = dict[int, dict[int, int]]  # layer -> slot -> expert
+
+
+def _recorded(file: Path, n_experts: int, n_layers: int) -> list[Step]:
+    """In the order of their numbers."""
+    steps: dict[int, Step] = {}
+    for line, step, layer, slot, expert in _rows(file):
+        for name, value, count in (("layer", layer, n_layers), ("expert", expert, n_experts)):
+            if not 0 <= value < count:
+                raise UsageError(f"{file} line {line}: {name} {value}, the model has {count}")
+        chosen = steps.setdefault(step, {}).setdefault(layer, {})
+        if slot in chosen or expert in chosen.values():
+            raise UsageError(
+                f"{file} line {line}: step {step} has slot {slot} or expert {expert} of layer "
+                f"{layer} already"
+            )
+        chosen[slot] = expert
+    return [step for _, step in sorted(steps.items())]
+
+
+def _rows(file: Path) -> Iterator[tuple[int, int, int, int, int]]:
+    """The number of each line, and the four columns."""
+    line = 1
+    try:
+        with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as text:
+            reader = csv.DictReader(text)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UsageError(f"{file} line 1: there is no column {missing[0]}")
+            for row in reader:
+                line = reader.line_num
+                step, layer, slot, expert = (int(row[name] or "") for name in _COLUMNS)
+                yield line, step, layer, slot, expert
+    except (ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        raise UsageError(f"{file} line {line}: {error}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(f"{file}: {error}") from None
