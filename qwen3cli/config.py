@@ -128,19 +128,31 @@ def edited(text: str, key: str, value: Value | None) -> str:
     """The text of a config file in which key has another value, or with None is not set; all
     else stays, the comment behind it, too. Raises UsageError where that cannot be."""
     lines = text.splitlines(keepends=True)
-    new = [] if value is None else [f"{key} = {_literal(value)}"]
-    if at := _line_of(text, key) or _line_of(text, key.replace("-", "_")):
-        comment = _comment(lines[at - 1])
-        if comment is None:
-            raise UsageError(f"line {at}: the value is more than a line; edit it there")
-        lines[at - 1 : at] = [line + comment for line in new]
-    else:
+    name = key if _line_of(text, key) else key.replace("-", "_")
+    at = _line_of(text, name)
+    if at and value is not None:
+        lines[at - 1] = f"{name} = {_literal(value)}{_comment(lines[at - 1])}"
+    elif at:
+        del lines[at - 1]
+    elif value is not None:
+        name = key
         tables = (i for i, line in enumerate(lines) if line.lstrip().startswith("["))
         end = next(tables, len(lines))
-        if new and end and not lines[end - 1].endswith("\n"):
+        if end and not lines[end - 1].endswith("\n"):
             lines[end - 1] += "\n"
-        lines[end:end] = [line + "\n" for line in new]
-    return "".join(lines)
+        lines.insert(end, f"{name} = {_literal(value)}\n")
+    new = "".join(lines)
+    try:
+        wanted = _toml(text)
+    except ValueError:  # nothing can be made worse
+        return new
+    wanted.pop(name, None)
+    try:
+        if _toml(new) == (wanted if value is None else wanted | {name: value}):
+            return new
+    except ValueError:
+        pass
+    raise UsageError(f"line {at}: {name} cannot be edited by this program, only by hand")
 
 
 @cache
@@ -174,16 +186,15 @@ def _line_of(text: str, name: str) -> int:
     return next((i for i, line in enumerate(lines, 1) if re.match(setting, line)), 0)
 
 
-def _comment(line: str) -> str | None:
-    """What follows the value on a line, its end included; None if the value goes on."""
+def _comment(line: str) -> str:
+    """What follows the value on a line, its end included."""
     for at in (*(found.start() for found in re.finditer("#", line)), len(line)):
         try:
             _toml(line[:at])
         except ValueError:
             continue
-        value = line[:at].rstrip()
-        return line[len(value) :]
-    return None
+        return line[len(line[:at].rstrip()) :]
+    return "\n"
 
 
 def _literal(value: Value) -> str:

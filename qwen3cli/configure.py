@@ -69,7 +69,7 @@ def change(key: str, text: str | None, terminal: Terminal) -> None:
     else:
         key = check_key(key)
         value = parse(key, text, key)
-        check_setting(key, Setting(value, "not set"))
+        check_setting(key, Setting(value, ""))
     old = path.read_text("utf-8") if path.exists() else ""
     try:
         new = edited(old, key, value)

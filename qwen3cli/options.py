@@ -69,12 +69,12 @@ def _flag(name: str, help: str, metavar: str | None = "N", check: Check = _anyth
 
 
 def check_setting(key: str, setting: Setting) -> Any:
-    """The value of a setting. Raises UsageError that names its origin."""
+    """The value of a setting. Raises UsageError that names it and its origin."""
     try:
         return _CHECKS.get(key, _anything)(setting.value)
     except (typer.BadParameter, UsageError) as error:
-        text = getattr(error, "message", error)
-        raise UsageError(f"{setting.origin}: {key}: {text}") from None
+        where = f"{setting.origin}: " if setting.origin else ""
+        raise UsageError(f"{where}{key}: {getattr(error, 'message', error)}") from None
 
 
 def _number(name: str, help: str, low: float, high: float) -> Any:
@@ -97,10 +97,10 @@ _MOST = 2**31 - 1  # of what fits into a native int
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """Names that begin so. None: the shell completes a path."""
+    """Names of models that begin so. None: the shell completes a path."""
     from qwen3cli.registry import known
 
-    return [name for name in known() if name.startswith(incomplete.lower())]
+    return [name for name in known(quants=":" in incomplete) if name.startswith(incomplete.lower())]
 
 
 ModelName = Annotated[

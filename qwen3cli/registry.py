@@ -159,9 +159,12 @@ def source(model: str) -> tuple[Path, Path]:
     return folder, Path(name)
 
 
-def known() -> list[str]:
-    """Names that MODEL can be: the installed ones, with their quants, then the others."""
-    return list(dict.fromkeys([*map(_installed_name, installed()), *EMBEDDED, *RELEASES]))
+def known(*, quants: bool = False) -> list[str]:
+    """Names that MODEL can be: the installed ones, with their quants, then the others; quants:
+    with those that are published."""
+    published = [f"{r.name}:{quant}" for r in RELEASES.values() for quant in r.quants if quants]
+    here = map(_installed_name, installed())
+    return list(dict.fromkeys([*here, *EMBEDDED, *RELEASES, *published]))
 
 
 # ---- what a name means ------------------------------------------------------
