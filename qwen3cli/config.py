@@ -117,6 +117,8 @@ def read(path: Path) -> tuple[dict[str, Setting], list[str]]:
         origin, key = f"{path}:{_line_of(text, name)}", name.replace("_", "-")
         if isinstance(value, dict) or key not in KEYS:
             problems.append(f"{origin}: {_unknown(name)}")
+        elif key in settings:
+            problems.append(f"{origin}: {key} is set twice")
         elif not _is_a(value, KEYS[key]):
             problems.append(f"{origin}: {name} is {value!r}, not {_KINDS[KEYS[key]]}")
         else:

@@ -26,6 +26,11 @@ def check_repository(text: str) -> str:
     return _checked(text, "a repository, OWNER/NAME", _NAME, 2, _MAX_NAME)
 
 
+def check_quant(text: str) -> str:
+    """A quantization such as q4_k_m, as it is. Raises UsageError."""
+    return _checked(text, "a quantization", _NAME, 1, _MAX_NAME)
+
+
 def check_file(text: str) -> str:
     """The path of a file in a repository, as it is. Raises UsageError."""
     return _checked(text, "a file of a repository", _FILE, text.count("/") + 1, _MAX_PATH)

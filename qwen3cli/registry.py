@@ -20,6 +20,7 @@ from qwen3cli.config import lookup
 from qwen3cli.errors import ModelNotFound, UsageError
 from qwen3cli.folders import xdg as xdg
 from qwen3cli.names import check_name as check_name
+from qwen3cli.names import check_quant
 from qwen3cli.names import check_repository as check_repository
 from qwen3cli.releases import RELEASES, Release
 
@@ -53,6 +54,8 @@ def wanted(model: str, *, weights: bool = False) -> Wanted:
     """What `pull` fetches: the official GGUF file of a release, by default in Q4_K_M, or what
     a repository has; weights: the safetensors. Raises UsageError and ModelNotFound."""
     name, quant = _split(model)
+    if quant:
+        check_quant(quant)
     if weights and quant:
         raise UsageError(f"{model}: weights come in no quantization; leave out :{quant}")
     if name.lower() in EMBEDDED:
@@ -148,7 +151,7 @@ def source(model: str) -> tuple[Path, Path]:
             f"{model}: neither a folder, a file nor a known model"
             f"{_suggestion(_normalized(model), RELEASES)}"
         )
-    repository = release.weights if release else check_repository(model)
+    repository = release.weights if release else model
     name = release.name if release else model.partition("/")[2]
     folder = hub.weights(repository)
     if folder is None:
@@ -190,8 +193,11 @@ _BY_STEM = {
 
 
 def _is_repository(name: str) -> bool:
-    """Whether it can only be OWNER/NAME, as it is no path of a file that is there."""
-    return name.count("/") == 1 and name[0] not in "./~" and not name.endswith(".gguf")
+    """Whether it can be OWNER/NAME, as it is no path of a file that is there."""
+    try:
+        return check_repository(name) == name and not name.endswith(".gguf")
+    except UsageError:
+        return False
 
 
 def _needs_owner(name: str) -> str:
