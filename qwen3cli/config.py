@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from qwen3cli.errors import UsageError
 from qwen3cli.folders import xdg
+from qwen3cli.names import suggestion
 
 Value = bool | int | float | str
 
@@ -211,11 +211,4 @@ def _literal(value: Value) -> str:
 
 
 def _unknown(key: str) -> str:
-    return f"there is no setting {key}{_suggestion(key, KEYS)}"
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+    return f"there is no setting {key}{suggestion(key, KEYS)}"

@@ -20,7 +20,7 @@ from qwen3cli.config import lookup
 from qwen3cli.errors import ModelNotFound, UsageError
 from qwen3cli.folders import xdg as xdg
 from qwen3cli.names import check_name as check_name
-from qwen3cli.names import check_quant
+from qwen3cli.names import check_quant, suggestion
 from qwen3cli.names import check_repository as check_repository
 from qwen3cli.releases import RELEASES, Release
 
@@ -149,7 +149,7 @@ def source(model: str) -> tuple[Path, Path]:
     if release is None and not _is_repository(model):
         raise ModelNotFound(
             f"{model}: neither a folder, a file nor a known model"
-            f"{_suggestion(_normalized(model), RELEASES)}"
+            f"{suggestion(_normalized(model), RELEASES)}"
         )
     repository = release.weights if release else model
     name = release.name if release else model.partition("/")[2]
@@ -203,7 +203,7 @@ def _is_repository(name: str) -> bool:
 def _needs_owner(name: str) -> str:
     if "/" not in name:
         check_name(name)
-        raise ModelNotFound(f"{name}: not a known model{_suggestion(_normalized(name), RELEASES)}")
+        raise ModelNotFound(f"{name}: not a known model{suggestion(_normalized(name), RELEASES)}")
     return name
 
 
@@ -323,14 +323,5 @@ def _missing(model: str, name: str, release: Release | None, quants: list[str]) 
         return ModelNotFound(f"{model}: there is no such model file")
     return ModelNotFound(
         f"{model}: neither a file nor a known model"
-        f"{_suggestion(_normalized(name), [*EMBEDDED, *RELEASES])}"
+        f"{suggestion(_normalized(name), [*EMBEDDED, *RELEASES])}"
     )
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    known = list(known)
-    holding = [each for each in known if name in each] if name else []
-    close = get_close_matches(name, known, 1) or holding
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
