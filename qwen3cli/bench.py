@@ -24,7 +24,6 @@ its limit and its fraction belong together. A ratio to a peer is the median of t
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -333,7 +332,7 @@ def bench(
 
 def model_file(name: str | None, synthetic: str | None, terminal: Terminal) -> Path:
     """The file that -m or --synthetic names; a synthetic one is made first."""
-    name = name or (None if synthetic else os.environ.get("QWEN3_MODEL"))
+    name = name or (None if synthetic else registry.default())
     if name and synthetic:
         raise UsageError("choose one of -m and --synthetic")
     if name:

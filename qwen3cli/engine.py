@@ -189,6 +189,21 @@ class Model:
         """Since the model was opened; all 0 without expert_bytes."""
         return ExpertStats(**self._native.expert_stats)
 
+    def approximate(self, *, prefer: float = 0, drop: float = 0) -> None:
+        """What decoding may give up to wait less for the experts in the file; 0: nothing. prefer:
+        an expert in memory is chosen as if its router logit were higher by this, but for the
+        likeliest quarter; drop: one in the file whose weight is below this is left out. Prompts
+        are computed as ever. Raises UsageError for numbers that mean nothing."""
+        try:
+            self._native.approximate(prefer, drop)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+    def guess(self, on: bool) -> None:
+        """Whether experts that are not in memory are read before they are chosen, by a guess: by
+        default they are. The answers are the same."""
+        self._native.guess(on)
+
     def metadata(self) -> dict[str, Any]:
         """The file's metadata, without its long arrays."""
         return self._native.metadata(64)
@@ -305,13 +320,16 @@ class Session:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
-    def force_routes(self, routes: NDArray[np.int32]) -> None:
+    def force_routes(
+        self, routes: NDArray[np.int32], guesses: NDArray[np.int32] | None = None
+    ) -> None:
         """routes: int32[tokens, n_layers, n_experts_used]. From now on the token at position p
         takes the experts routes[p % tokens], all with the same weight, whatever the router says: to
-        replay a trace, or the worst case. Raises UsageError for a dense model and for experts that
-        are not there or not distinct, ValueError for another shape."""
+        replay a trace, or the worst case. guesses, of the same shape: what they are taken for a
+        layer before; None: nothing is guessed. Raises UsageError for a dense model and for experts
+        that are not there or not distinct, ValueError for another shape."""
         try:
-            self._native.force_routes(routes)
+            self._native.force_routes(routes, guesses)
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 

@@ -10,14 +10,15 @@ import json
 from pathlib import Path
 
 from quant.shards import openers
+from qwen3cli.names import check_repository
 
 
 def snapshot(repository: str) -> Path | None:
     """The folder of the files cached for a repository, at the revision that was fetched
-    as `main`, or else the one fetched last."""
+    as `main`, or else the one fetched last. Raises UsageError for what is no repository."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    folder = Path(HF_HUB_CACHE) / f"models--{check_repository(repository).replace('/', '--')}"
     try:
         main = folder / "snapshots" / (folder / "refs" / "main").read_text("ascii").strip()
         if main.is_dir():

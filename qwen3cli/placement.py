@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quant.shards import files
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.memory import amount, available, parse_bytes
 from qwen3cli.sizes import Sizes, sizes_of
@@ -78,8 +79,8 @@ def place(
         found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
         # who makes do with less memory than is needed, makes do with any context
         return found if found.where in ("resident", "offloaded") else replace(found, n_ctx=n_ctx)
-    if ram not in (None, "auto"):
-        parse_bytes(str(ram), "--ram")
+    most = math.inf if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
+    if sum(file.stat().st_size for file in files(path)) > most:
         raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
     return Placement(None, n_ctx, sizes=sizes)
 
