@@ -45,7 +45,8 @@ class Model:
     def __init__(self, path: bytes, threads: int = 0, expert_bytes: int = 0) -> None: ...
     config: dict[str, Any]
     expert_stats: dict[str, Any]
-    """budget_bytes, used_bytes, hits, misses, guesses, right_guesses, bytes_read, stall_s, direct"""
+    """budget_bytes, used_bytes, hits, misses, guesses, right_guesses, bytes_read, stall_s,
+    direct"""
     def guess(self, on: bool) -> None: ...
     def approximate(self, prefer: float, drop: float) -> None: ...
     threads: int

@@ -192,10 +192,14 @@ class Ours:
         return timed(self._session, n, 1)
 
 
+def ids_of(model: Model, n: int, first: int = 0) -> list[int]:
+    """n tokens of a text that stands for any other, from position first on."""
+    return [i * 7919 % model.config["n_vocab"] for i in range(first, first + n)]
+
+
 def timed(session: Session, n: int, step: int) -> float:
     """The seconds in which a session computes n tokens more, step by step. Ctrl-C: Cancelled."""
-    n_vocab = session.model.config["n_vocab"]
-    ids = [i * 7919 % n_vocab for i in range(len(session), len(session) + n)]
+    ids = ids_of(session.model, n, len(session))
     with interruptible(session.cancel):
         start = perf_counter()
         for i in range(0, n, step):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from qwen3cli.bench import (
     about,
     figure,
     heading,
+    ids_of,
     median_run,
     model_file,
     rounded,
@@ -37,15 +38,28 @@ from qwen3cli.bench import (
 from qwen3cli.chart import Series, line_chart
 from qwen3cli.engine import Cancelled, Model, Session
 from qwen3cli.errors import UsageError
+from qwen3cli.evaluate import divergence as kl_divergence
+from qwen3cli.evaluate import log_softmax
 from qwen3cli.machine import Rates, rates
 from qwen3cli.memory import available, parse_bytes
 from qwen3cli.placement import Placement, place
 from qwen3cli.predict import Speed, predict, speed
-from qwen3cli.routes import routes_of
+from qwen3cli.routes import guesses_of, routes_of
 from qwen3cli.terminal import Terminal, one_line
 
 WARM_UP = 32  # tokens, four half-lives of the store's memory of what was used
 _BEHIND = 16  # at most so many tokens behind the prompt
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """What decoding gives up, see Model.approximate; false: nothing."""
+
+    prefer: float = 0.0
+    drop: float = 0.0
+
+    def __bool__(self) -> bool:
+        return self.prefer > 0 or self.drop > 0
 
 
 @dataclass(frozen=True)
@@ -58,9 +72,19 @@ class Request:
     routes: str
     rounds: int
     plot: Path | None
+    guess: bool  # experts are read by a guess before they are chosen
+    approximation: Approximation
 
     @classmethod
-    def parse(cls, rams: str, plan: Plan, routes: str | None, plot: Path | None) -> Request:
+    def parse(
+        cls,
+        rams: str,
+        plan: Plan,
+        routes: str | None,
+        plot: Path | None,
+        guess: bool,
+        approximation: Approximation,
+    ) -> Request:
         """Raises UsageError."""
         prefills = [work for work in plan.works if work.kind == "prefill"]
         decodes = [work for work in plan.works if work.kind == "decode"]
@@ -73,7 +97,10 @@ class Request:
         unique = tuple(dict.fromkeys(rams.split(",")))
         for ram in unique:
             parse_bytes(ram, "--ram")
-        return cls(unique, prefills[0], decodes[0], routes or "own", plan.rounds, plot)
+        if approximation and routes not in (None, "own"):
+            raise UsageError("forced routes leave no choice to --prefer-cached and --drop-misses")
+        routes = routes or "own"
+        return cls(unique, prefills[0], decodes[0], routes, plan.rounds, plot, guess, approximation)
 
     @property
     def behind(self) -> int:
@@ -115,6 +142,8 @@ class Run:
     rates: Rates
     bounds: Speed  # by what decode read
     predicted: float  # tokens a second
+    guesses: tuple[int, int]  # in decode: experts that were read by a guess, and rightly so
+    divergence: tuple[float, float] | None  # of an approximation: mean KL, and same top-1
 
     @property
     def fraction(self) -> float:
@@ -188,7 +217,10 @@ def _begun(
         "machine": {"threads": model.threads, "isa": model.isa},
         "rounds": request.rounds,
         "routes": request.routes,
+        "guess": request.guess,
     }
+    if request.approximation:
+        report["approximation"] = asdict(request.approximation)
     return report, routes
 
 
@@ -205,11 +237,16 @@ def _run(
     session.fill(request.n_ctx)  # memory that is touched later would be timed
     session.sync([])
     if routes is not None:
-        session.force_routes(routes)
+        session.force_routes(routes, guesses_of(routes, model.config["n_experts"]))
+    model.guess(request.guess)
+    model.approximate(prefer=request.approximation.prefer, drop=request.approximation.drop)
     timed(session, WARM_UP, 1)
+    before_decode = model.expert_stats
     decode = _pass(session, request.decode.tokens, 1)
+    after_decode = model.expert_stats
     prefill = _pass(session, request.prefill.tokens, request.prefill.tokens)
     behind = _pass(session, request.behind, 1)
+    divergence = _divergence(session, request) if request.approximation else None
     del session, model  # before the next probe takes memory
     after = rates(path, threads, fresh=True)
 
@@ -228,7 +265,31 @@ def _run(
         predicted=predict(
             sizes, placement.expert_bytes, before, misses=misses, positions=positions
         ).tok_s,
+        guesses=(
+            after_decode.guesses - before_decode.guesses,
+            after_decode.right_guesses - before_decode.right_guesses,
+        ),
+        divergence=divergence,
     )
+
+
+def _divergence(session: Session, request: Request) -> tuple[float, float]:
+    """Of the approximation from what is exact, over as many tokens as were decoded: the mean KL
+    in nats, and how often the likeliest token is the same."""
+    ids = ids_of(session.model, request.decode.tokens)
+
+    def logits(approximation: Approximation) -> NDArray[np.float64]:
+        session.model.approximate(prefer=approximation.prefer, drop=approximation.drop)
+        session.sync([])
+        rows = []
+        for token in ids:
+            session.extend([token])
+            rows.append(log_softmax(session.logits()))
+        return np.stack(rows)
+
+    exact, approximate = logits(Approximation()), logits(request.approximation)
+    same = exact.argmax(-1) == approximate.argmax(-1)
+    return float(kl_divergence(exact, approximate).mean()), float(same.mean())
 
 
 def _share(placement: Placement) -> float:
@@ -271,7 +332,7 @@ def _report(
 def _row(placement: Placement, run: Run) -> dict[str, Any]:
     assert placement.sizes is not None
     decode, prefill = run.decode, run.prefill
-    return {
+    row: dict[str, Any] = {
         "ram_bytes": placement.ram,
         "experts_share": rounded(_share(placement)),
         "experts": {  # in decode
@@ -298,8 +359,14 @@ def _row(placement: Placement, run: Run) -> dict[str, Any]:
             "tokens": prefill.tokens,
             "bytes_read": prefill.bytes_read,
             "hit_rate_behind": rounded(run.behind.hit_rate),
+            "waiting": rounded(prefill.stall_s / prefill.seconds),
         },
+        "guesses": {"read": run.guesses[0], "right": run.guesses[1]},
     }
+    if run.divergence:
+        kl, same = map(rounded, run.divergence)
+        row["divergence"] = {"kl": kl, "same_top": same}
+    return row
 
 
 _DECODE = (
@@ -313,13 +380,23 @@ def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
     rows = [
         *heading(report),
         ("disk", f"reads {report['machine']['disk_gb_s']:.2f} GB/s"),
-        ("routes", report["routes"]),
+        ("routes", report["routes"] + ("" if report["guess"] else ", nothing is guessed")),
         ("decode", f"{decode['tokens']} tokens behind {decode['depth']}"),
     ]
     terminal.table(("machine", ""), rows)
     terminal.table(_DECODE, [_decode_line(row) for row in report["by_ram"]])
     head = ("GB", f"prefill {prefill['tokens']}", "hits in decode before it", "behind it")
     terminal.table(head, [_prefill_line(row) for row in report["by_ram"]])
+    if "approximation" in report:
+        lines = [
+            (
+                f"{row['ram_bytes'] / 1e9:g}",
+                f"{row['divergence']['kl']:.2e}",
+                f"{100 * row['divergence']['same_top']:.1f} %",
+            )
+            for row in report["by_ram"]
+        ]
+        terminal.table(("GB", "KL from exact decoding", "same likeliest token"), lines)
 
 
 def _decode_line(row: Mapping[str, Any]) -> list[str]:

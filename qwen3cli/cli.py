@@ -17,10 +17,12 @@ from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
     Context,
+    DropMisses,
     KvType,
     ModelArgument,
     ModelName,
     Options,
+    PreferCached,
     QuantizerThreads,
     Reading,
     Threads,
@@ -189,6 +191,12 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    guess: Annotated[
+        bool,
+        typer.Option("--guess/--no-guess", help="With --ram: read experts ahead by a guess."),
+    ] = True,
+    prefer_cached: PreferCached = 0.0,
+    drop_misses: DropMisses = 0.0,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -222,15 +230,18 @@ def bench(
 
     plan = Plan.parse(prefill, decode, depth, rounds or (1 if ram else 3))
     if ram is not None:
-        from qwen3cli.bench_ram import Request, bench_ram
+        from qwen3cli.bench_ram import Approximation, Request, bench_ram
 
         if against is not None:
             raise UsageError("--against does not go with --ram")
-        request = Request.parse(ram, plan, routes, plot)
+        approximation = Approximation(prefer_cached, drop_misses)
+        request = Request.parse(ram, plan, routes, plot, guess, approximation)
         bench_ram(model, synthetic, request, context.obj, threads=threads, as_json=as_json)
         return
-    if routes is not None or plot is not None:
-        raise UsageError("--routes and --plot go with --ram")
+    if routes is not None or plot is not None or not guess or prefer_cached or drop_misses:
+        raise UsageError(
+            "--routes, --plot, --no-guess, --prefer-cached and --drop-misses go with --ram"
+        )
     bench(model, synthetic, plan, context.obj, threads=threads, against=against, as_json=as_json)
 
 

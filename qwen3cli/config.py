@@ -36,6 +36,8 @@ KEYS: dict[str, type] = {  # the flags of `run`, but --stop
     "ctx": int,
     "kv": str,
     "ram": str,
+    "prefer-cached": float,
+    "drop-misses": float,
     "threads": int,
     "thoughts": str,
 }

@@ -127,6 +127,16 @@ Ram = Annotated[
         "--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto", _memory
     ),
 ]
+PreferCached = Annotated[
+    float,
+    _number(
+        "--prefer-cached", "Lean to experts in memory: so much on their router logits (0).", 0, 100
+    ),
+]
+DropMisses = Annotated[
+    float,
+    _number("--drop-misses", "Leave out experts in the file that weigh less than this (0).", 0, 1),
+]
 Context = Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)]
 KvType = Annotated[
     str | None, _choice("--kv", "Type of the kv cache: q8 takes half the memory.", "f16", "q8")
@@ -173,6 +183,8 @@ class Options:
     ctx: Context = None
     kv: KvType = None
     ram: Ram = None
+    prefer_cached: PreferCached = 0.0
+    drop_misses: DropMisses = 0.0
     threads: Threads = 0
     thoughts: Annotated[
         str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qwen3cli.errors import UsageError
 
+GUESSED_RIGHT = 0.88  # of the experts that a token takes
 _COLUMNS = ("step", "layer", "slot", "expert")
 
 
@@ -44,6 +45,17 @@ def routes_of(kind: str, config: Mapping[str, Any], n_tokens: int) -> NDArray[np
             known = [expert for _, expert in sorted(step[layer].items())]
             row[layer] = (known + [e for e in others if e not in known])[:used]
     return out
+
+
+def guesses_of(routes: NDArray[np.int32], n_experts: int) -> NDArray[np.int32]:
+    """What the experts are taken for a layer before they are chosen, right as often as the next
+    layer's router is on Qwen3-30B-A3B. For Session.force_routes."""
+    rng = np.random.default_rng(2)
+    shape = (*routes.shape[:2], n_experts)
+    rank = rng.random(shape, dtype=np.float32)  # the lowest are guessed: the right ones ...
+    right = rng.random(routes.shape, dtype=np.float32) < GUESSED_RIGHT
+    np.put_along_axis(rank, routes.astype(np.int64), np.where(right, -1.0, 2.0), axis=2)
+    return rank.argsort(axis=2, kind="stable")[:, :, : routes.shape[2]].astype(np.int32)
 
 
 Step = dict[int, dict[int, int]]  # layer -> slot -> expert

@@ -44,6 +44,7 @@ def open_conversation(options: Options, terminal: Terminal) -> Conversation:
         speed = predict(placement.sizes, placement.expert_bytes, rates(path, options.threads))
         terminal.note(placement.describe(path.stem, speed))
     model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
+    model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
     session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
     conversation = Conversation(session, system=options.system)
     if why := objection(conversation, settings_of(options)):

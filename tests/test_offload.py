@@ -154,7 +154,8 @@ def test_models_open_and_close_without_leaks() -> None:
     cycles(100)
     files, threads, pages = taken()
     cycles(900)
-    assert taken()[:2] == (files, threads)
+    assert taken()[0] == files
+    assert taken()[1] <= threads + 10  # one that has ended may be listed for a moment
     assert (taken()[2] - pages) * os.sysconf("SC_PAGE_SIZE") < 900 * 1024
 
 
