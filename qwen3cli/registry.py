@@ -1,34 +1,87 @@
 """Model names and the files behind them.
 
-A name is an embedded model (nano), a member of the family (0.6b, 30b-a3b, with an
-optional :quant) or the name of a file in the models folder.
+MODEL is the path of a GGUF file, an embedded model (nano), a release of the family
+(30b-a3b), a repository of the Hugging Face Hub (OWNER/NAME), or a file in the models folder;
+all but a path with an optional :quant.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from quant.shards import forms, model_name, openers
 from qwen3cli import hub
 from qwen3cli.errors import ModelNotFound, UsageError
+from qwen3cli.names import check_name as check_name
+from qwen3cli.names import check_repository as check_repository
+from qwen3cli.releases import RELEASES, Release
 
 EMBEDDED = {"nano": "nano-dense-q8_0.gguf", "nano-moe": "nano-moe-q8_0.gguf"}
-FAMILY = {  # name: repository of the weights; the official GGUF files are in <repository>-GGUF
-    "0.6b": "Qwen/Qwen3-0.6B",
-    "1.7b": "Qwen/Qwen3-1.7B",
-    "4b": "Qwen/Qwen3-4B",
-    "8b": "Qwen/Qwen3-8B",
-    "14b": "Qwen/Qwen3-14B",
-    "32b": "Qwen/Qwen3-32B",
-    "30b-a3b": "Qwen/Qwen3-30B-A3B",
-    "235b-a22b": "Qwen/Qwen3-235B-A22B",
-}
-# Where several quantizations of a model are installed and none was named.
+# Where several quantizations of a model are to be had and none was named.
 PREFERRED = ("q4_k_m", "q8_0", "q6_k", "q5_k_m")
-_SHORT = {"q4": "q4_k_m", "q8": "q8_0"}
+_SHORT = {"q4": "q4_k_m", "q8": "q8_0", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+_QUANT = re.compile(r"[-._]((?:i?q[1-8]|tq[12]|mxfp4)[a-z0-9_]*|b?f16|f32)\Z", re.IGNORECASE)
+_WEIGHTS = (  # what `quantize` reads
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "README.md", "model.safetensors.index.json", "model*.safetensors",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to fetch for a MODEL."""
+
+    repository: str  # OWNER/NAME
+    files: tuple[str, ...] | None  # glob patterns, in any case; None: choose finds the best
+    kind: Literal["gguf", "weights"]
+    name: str  # the MODEL that it is from then on
+
+    def choose(self, paths: Iterable[str]) -> list[str]:
+        """Of the paths in the repository those to fetch, all files of one model. Raises
+        ModelNotFound naming what is there instead."""
+        return _chosen(self, list(paths))
+
+
+def wanted(model: str, *, weights: bool = False) -> Wanted:
+    """What `pull` fetches: the official GGUF file of a release, by default in Q4_K_M, or what
+    a repository has; weights: the safetensors. Raises UsageError and ModelNotFound."""
+    name, quant = _split(model)
+    if weights and quant:
+        raise UsageError(f"{model}: weights come in no quantization; leave out :{quant}")
+    if name.lower() in EMBEDDED:
+        raise UsageError(f"{model}: is a part of this program")
+    release = release_of(name)
+    if weights:
+        repository = release.weights if release else check_repository(_needs_owner(name))
+        return Wanted(repository, _WEIGHTS, "weights", release.name if release else name)
+    # A repository of GGUF files is taken as it is: it may have more than the table knows.
+    if release is None or name.lower().endswith("-gguf"):
+        repository = check_repository(_needs_owner(name))
+        files = _patterns(quant) if quant else None
+        return Wanted(repository, files, "gguf", f"{name}:{quant}" if quant else name)
+    if release.gguf is None:
+        raise ModelNotFound(
+            f"{model}: there are no official GGUF files; `qwen3 pull {release.name} --weights` "
+            f"and `qwen3 quantize {release.name} --q4` make one"
+        )
+    quant = quant or release.quants[0]
+    if quant not in release.quants:
+        raise ModelNotFound(
+            f"{model}: {release.gguf} has no {quant}{_suggestion(quant, release.quants)}"
+        )
+    return Wanted(release.gguf, _patterns(quant), "gguf", f"{release.name}:{quant}")
+
+
+def release_of(name: str) -> Release | None:
+    """The release that a name without a :quant means: 4b, Qwen3-4B, Qwen/Qwen3-4B-GGUF."""
+    return _BY_STEM.get(_normalized(name).removesuffix("-gguf"))
 
 
 def models_folder() -> Path:
@@ -71,46 +124,89 @@ def choose(model: str | None, note: Callable[[str], None]) -> Path:
 def resolve(model: str) -> Path:
     """The GGUF file that a path or a name stands for, the first one of a split model; a
     known name before a file of that name. Raises ModelNotFound."""
-    name, _, quant = _normalized(model).partition(":")
-    quant = _SHORT.get(quant, quant)
-    if name in EMBEDDED and not quant:
-        return Path(__file__).parent / "models" / EMBEDDED[name]
-    path = Path(model)
-    if name not in FAMILY:
+    name, quant = _split(model)
+    if name.lower() in EMBEDDED and not quant:
+        return Path(__file__).parent / "models" / EMBEDDED[name.lower()]
+    path, release = Path(model), release_of(name)
+    if release is None:
         if path.is_dir():
             raise UsageError(
                 f"{model}: a folder, not a GGUF file; `qwen3 quantize {model} --q4` makes one"
             )
         if file := _opened_by(path):
             return file
-        if "/" in name or name.endswith(".gguf"):
-            raise ModelNotFound(f"{model}: there is no such model file")
-    cached = hub.gguf_files(f"{FAMILY[name]}-GGUF") if name in FAMILY else []
-    candidates = _quants([*cached, *installed()], name)
+    candidates = _candidates(name, release)
     found = _pick(candidates, quant)
     if found is None:
-        raise _missing(model, name, sorted(filter(None, candidates)))
+        raise _missing(model, name, release, sorted(filter(None, candidates)))
     return found
 
 
 def source(model: str) -> tuple[Path, Path]:
     """What weights can be read from: a folder, a GGUF file, the first one of a split model, or
-    for a family name the folder of its weights in the Hugging Face cache. And what a file made
-    of it is named after: the same path, or the name. Raises ModelNotFound."""
+    for a release or a repository the folder of its weights in the Hugging Face cache. And what
+    a file made of it is named after: the same path, or the name. Raises ModelNotFound."""
     if path := _opened_by(Path(model)):
         return path, path
-    name = _normalized(model)
-    if name not in FAMILY:
+    release = release_of(model)
+    if release is None and not _is_repository(model):
         raise ModelNotFound(
-            f"{model}: neither a folder, a file nor a known model{_suggestion(name, FAMILY)}"
+            f"{model}: neither a folder, a file nor a known model"
+            f"{_suggestion(_normalized(model), RELEASES)}"
         )
-    folder = hub.weights(FAMILY[name])
+    repository = release.weights if release else check_repository(model)
+    name = release.name if release else model.partition("/")[2]
+    folder = hub.weights(repository)
     if folder is None:
         raise ModelNotFound(
             f"{model}: its weights are not all in the Hugging Face cache; "
-            f"`hf download {FAMILY[name]}` gets them"
+            f"`qwen3 pull {release.name if release else model} --weights` gets them"
         )
     return folder, Path(name)
+
+
+def known() -> list[str]:
+    """Every name that MODEL can be and that this machine knows of: installed ones first, with
+    their quants, then the rest of the family."""
+    here = [f"{name}" for name in map(_installed_name, installed())]
+    return list(dict.fromkeys([*here, *EMBEDDED, *RELEASES]))
+
+
+# ---- what a name means ------------------------------------------------------
+
+
+def _split(model: str) -> tuple[str, str]:
+    """Name and quant of NAME:QUANT; the quant as this module writes it."""
+    name, _, quant = model.partition(":")
+    quant = quant.lower()
+    return name, _SHORT.get(quant, quant)
+
+
+def _normalized(model: str) -> str:
+    """A model's name or a file's stem as this module writes it: 0.6b for Qwen/Qwen3-0.6B."""
+    return model.lower().removeprefix("qwen/").removeprefix("qwen3-")
+
+
+_BY_STEM = {
+    stem: release
+    for release in RELEASES.values()
+    for stem in (release.name, _normalized(release.weights))
+}
+
+
+def _is_repository(name: str) -> bool:
+    """Whether it can only be OWNER/NAME, as it is no path of a file that is there."""
+    return name.count("/") == 1 and name[0] not in "./~" and not name.endswith(".gguf")
+
+
+def _needs_owner(name: str) -> str:
+    if "/" not in name:
+        check_name(name)
+        raise ModelNotFound(f"{name}: not a known model{_suggestion(_normalized(name), RELEASES)}")
+    return name
+
+
+# ---- which file -------------------------------------------------------------
 
 
 def _opened_by(path: Path) -> Path | None:
@@ -121,41 +217,112 @@ def _opened_by(path: Path) -> Path | None:
     return split[-1] if split else None
 
 
-def _normalized(model: str) -> str:
-    """A model's name or a file's stem as this module writes it: 0.6b for Qwen/Qwen3-0.6B."""
-    return model.lower().removeprefix("qwen/").removeprefix("qwen3-")
+def _candidates(name: str, release: Release | None) -> dict[str, Path]:
+    """The files of a model on this machine by quant; the models folder before the cache."""
+    if release:
+        cached = hub.gguf_files(release.gguf) if release.gguf else []
+        stems = {release.name, _normalized(release.weights)}
+        return _quants([*cached, *installed()], stems)
+    if _is_repository(name):
+        return {quant_of(path.as_posix()): path for path in hub.gguf_files(name)}
+    return _quants(installed(), {_normalized(name)})
 
 
-def _quants(files: Iterable[Path], name: str) -> dict[str, Path]:
+def _quants(files: Iterable[Path], names: set[str]) -> dict[str, Path]:
     """The models NAME-QUANT.gguf by quant, and NAME.gguf under an empty one; of two that
     are the same, the last."""
     found = {}
     for path in files:
         stem = _normalized(model_name(path))
-        if stem == name:
-            found[""] = path
-        elif stem.startswith(name + "-") and (quant := stem[len(name) + 1 :]).isidentifier():
-            found[quant] = path
+        for name in names:
+            if stem == name:
+                found[""] = path
+            elif stem.startswith(name + "-") and (quant := stem[len(name) + 1 :]).isidentifier():
+                found[quant] = path
     return found
+
+
+def quant_of(path: str) -> str:
+    """q4_k_m of a GGUF file's path in a repository, and of each of its shards; "" if its name
+    has none."""
+    found = _QUANT.search(model_name(Path(path)))
+    return found[1].lower() if found else ""
 
 
 def _pick(candidates: dict[str, Path], quant: str) -> Path | None:
     if quant:
         return candidates.get(quant)
-    order = [q for q in ("", *PREFERRED) if q in candidates] or sorted(candidates)
-    return candidates[order[0]] if order else None
+    best = _preferred(candidates)
+    return None if best is None else candidates[best]
 
 
-def _missing(model: str, name: str, quants: list[str]) -> ModelNotFound:
+def _preferred(quants: Iterable[str]) -> str | None:
+    there = set(quants)
+    return next((q for q in ("", *PREFERRED, *sorted(there)) if q in there), None)
+
+
+def _patterns(quant: str) -> tuple[str, ...]:
+    return f"*[-._]{quant}.gguf", f"*[-._]{quant}-?????-of-?????.gguf"
+
+
+def _chosen(wish: Wanted, paths: list[str]) -> list[str]:
+    there = sorted(path for path in paths if not _is_beside(path))
+    patterns = wish.files
+    if wish.kind == "gguf":
+        there = [path for path in there if path.lower().endswith(".gguf")]
+        if patterns is None and (best := _preferred(map(quant_of, there))):
+            patterns = _patterns(best)
+    if patterns is None:
+        found = there if len({model_name(Path(path)) for path in there}) == 1 else []
+    else:
+        lowered = [pattern.lower() for pattern in patterns]
+        found = [p for p in there if any(fnmatchcase(p.lower(), each) for each in lowered)]
+    if wish.kind == "weights" and not any(path.endswith(".safetensors") for path in found):
+        raise ModelNotFound(f"{wish.repository}: has no safetensors weights")
+    if not found:
+        quants = sorted(set(filter(None, map(quant_of, there))))
+        what = f"there are {', '.join(quants)}" if quants else "it has no GGUF files"
+        raise ModelNotFound(f"{wish.name}: not in {wish.repository}; {what}")
+    folders = {PurePosixPath(path).parent for path in found}
+    first = min(folders, key=lambda folder: (len(folder.parts), str(folder)))
+    return [path for path in found if PurePosixPath(path).parent == first]
+
+
+def _is_beside(path: str) -> bool:
+    """Whether a file only accompanies models: projectors, importances."""
+    return any(word in path.lower() for word in ("mmproj", "imatrix"))
+
+
+# ---- what to tell -----------------------------------------------------------
+
+
+def _installed_name(path: Path) -> str:
+    """The shortest name of a file in the models folder: 4b:q4_k_m."""
+    stem = _normalized(model_name(path))
+    quant = quant_of(path.name)
+    name = stem[: -len(quant) - 1] if quant else stem
+    release = _BY_STEM.get(name)
+    name = release.name if release else name
+    return f"{name}:{quant}" if quant else name
+
+
+def _missing(model: str, name: str, release: Release | None, quants: list[str]) -> ModelNotFound:
     if quants:
         return ModelNotFound(f"{model}: not on this machine; installed: {', '.join(quants)}")
-    if name not in FAMILY:
-        known = [*EMBEDDED, *FAMILY]
-        return ModelNotFound(f"{model}: neither a file nor a known model{_suggestion(name, known)}")
-    repository = FAMILY[name]
+    if release:
+        ready = f"`qwen3 pull {release.name}` gets a ready file, " if release.gguf else ""
+        made = f"`qwen3 pull {release.name} --weights` and `qwen3 quantize {release.name} --q4`"
+        return ModelNotFound(f"{model}: not on this machine; {ready}{made} make one")
+    if _is_repository(name):
+        return ModelNotFound(
+            f"{model}: there is no such model file, and nothing of such a repository is in the "
+            f"Hugging Face cache; `qwen3 pull {model}` gets it"
+        )
+    if "/" in name or name.endswith(".gguf"):
+        return ModelNotFound(f"{model}: there is no such model file")
     return ModelNotFound(
-        f"{model}: not on this machine; `hf download {repository}-GGUF` gets a ready file, "
-        f"`hf download {repository}` and `qwen3 quantize {name} --q4` make one"
+        f"{model}: neither a file nor a known model"
+        f"{_suggestion(_normalized(name), [*EMBEDDED, *RELEASES])}"
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -19,13 +18,14 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from quant.card import ModelCard
-from quant.checkpoint import Experts, Hyperparameters
+from quant.checkpoint import Hyperparameters
 from quant.layout import Tensor, layout
 from quant.metadata import add_general, add_hyperparameters
 from quant.recipes import Recipe, assign, recipe
 from quant.writer import TensorInfo, gguf_output
 from qwen3cli import registry
 from qwen3cli.errors import UsageError
+from qwen3cli.shapes import SHAPES as SHAPES
 from qwen3cli.terminal import Terminal
 
 Table = list[tuple[Tensor, str]]  # the tensors of a file and their types
@@ -44,44 +44,6 @@ _FLOATS = {
     "F32": (32, 0x807FFFFF, 23, 127),
     "F16": (16, 0x83FF, 10, 15),
     "BF16": (16, 0x807F, 7, 127),
-}
-
-
-def _shape(
-    n_layers: int, n_embd: int, n_heads: int, n_kv_heads: int, n_ff: int, *, tied: bool = False
-) -> Hyperparameters:
-    return Hyperparameters(
-        architecture="qwen3",
-        n_layers=n_layers,
-        n_embd=n_embd,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=128,
-        n_ff=n_ff,
-        n_vocab=151936,
-        n_context=40960,
-        rms_eps=1e-6,
-        rope_theta=1e6,
-        yarn=None,
-        tied_embedding=tied,
-        experts=None,
-    )
-
-
-def _mixture(dense: Hyperparameters, n_ff_expert: int) -> Hyperparameters:
-    experts = Experts(count=128, used=8, n_ff=n_ff_expert, norm_topk=True)
-    return replace(dense, architecture="qwen3moe", experts=experts)
-
-
-SHAPES = {  # Qwen3 Technical Report, tables 1 and 2, and the releases' config.json
-    "0.6b": _shape(28, 1024, 16, 8, 3072, tied=True),
-    "1.7b": _shape(28, 2048, 16, 8, 6144, tied=True),
-    "4b": _shape(36, 2560, 32, 8, 9728, tied=True),
-    "8b": _shape(36, 4096, 32, 8, 12288),
-    "14b": _shape(40, 5120, 40, 8, 17408),
-    "32b": _shape(64, 5120, 64, 8, 25600),
-    "30b-a3b": _mixture(_shape(48, 2048, 32, 4, 6144), 768),
-    "235b-a22b": _mixture(_shape(94, 4096, 64, 4, 12288), 1536),
 }
 
 

@@ -179,8 +179,8 @@ def test_a_q8_cache_answers_too(qwen3: Command) -> None:
     [
         (3, ["run", "hi", "-m", "missing.gguf"], "missing.gguf: there is no such model file"),
         (3, ["run", "hi", "-m", "nanno"], "did you mean nano?"),
-        (3, ["show", "0.6b"], "hf download Qwen/Qwen3-0.6B-GGUF"),
-        (3, ["quantize", "0.6b", "--q4"], "hf download Qwen/Qwen3-0.6B`"),
+        (3, ["show", "0.6b"], "qwen3 pull 0.6b"),
+        (3, ["quantize", "0.6b", "--q4"], "qwen3 pull 0.6b --weights`"),
         (2, ["run", "hi", "--no-such-flag"], "--no-such-flag"),
         (2, ["run", "hi", "--budget", "-1"], "--budget"),
         (2, ["run", "hi", "--temp", "nan"], "--temp"),

@@ -98,7 +98,7 @@ def test_without_a_home_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) ->
     notes: list[str] = []
     assert registry.choose(None, notes.append) == registry.resolve("nano")
     assert len(notes) == 1
-    with pytest.raises(ModelNotFound, match="hf download"):
+    with pytest.raises(ModelNotFound, match="`qwen3 pull"):
         registry.resolve("0.6b")
     with pytest.raises(OSError, match="no home directory"):
         registry.models_folder()
@@ -107,7 +107,7 @@ def test_without_a_home_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) ->
 def test_parts_and_other_models_are_not_taken_for_a_quantization(home: Path) -> None:
     cache(home, "Qwen/Qwen3-4B-GGUF", "Q4_K_M/Qwen3-4B-Q4_K_M-00001-of-00002.gguf")
     touch(registry.models_folder() / "4b-instruct-2507-q4_k_m.gguf")
-    with pytest.raises(ModelNotFound, match="hf download Qwen/Qwen3-4B"):
+    with pytest.raises(ModelNotFound, match="qwen3 pull 4b"):
         registry.resolve("4b")
 
 
@@ -166,7 +166,7 @@ def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_weights_must_be_cached_completely(home: Path) -> None:
-    with pytest.raises(ModelNotFound, match="hf download Qwen/Qwen3-0"):
+    with pytest.raises(ModelNotFound, match="--weights` gets them"):
         registry.source("0.6b")
     folder = cache(home, "Qwen/Qwen3-0.6B", "config.json")
     assert hub.weights("Qwen/Qwen3-0.6B") is None
