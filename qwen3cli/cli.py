@@ -193,9 +193,7 @@ def pull(
     """
     from qwen3cli.pull import pull
 
-    pull(
-        model, context.obj, weights=weights, revision=revision, offline=offline, as_json=as_json
-    )
+    pull(model, context.obj, weights=weights, revision=revision, offline=offline, as_json=as_json)
 
 
 @app.command()

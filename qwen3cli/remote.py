@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from time import sleep
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -76,7 +76,7 @@ class Patience:
             seconds = error.wait
         if seconds > 2:
             self._note(f"{error}; trying again in {seconds:.0f} s")
-        time.sleep(seconds)
+        sleep(seconds)
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,11 @@ class Hub:
     def body(self, listing: Listing, file: RemoteFile, start: int) -> Iterator[Iterator[bytes]]:
         """The bytes of a file from start on. Raises Passing for what another attempt may not
         meet, there and while they are read; WrongRange if only a start at 0 can go on."""
-        from huggingface_hub import hf_hub_url
-
-        url = hf_hub_url(
-            listing.repository, file.name, revision=listing.commit, endpoint=self.endpoint
-        )
+        at = f"{listing.repository}/resolve/{listing.commit}/{quote(file.name)}"
         headers = {"Range": f"bytes={start}-"} if start else {}
-        with self._get(url, listing.repository, listing.commit, **headers) as response:
+        with self._get(
+            f"{self.endpoint}/{at}", listing.repository, listing.commit, **headers
+        ) as response:
             _check_extent(response, start, file.size)
             yield response.iter_raw()
 
@@ -276,7 +274,9 @@ def _check_extent(response: httpx2.Response, start: int, size: int) -> None:
         told = response.headers.get("Content-Range", "")
         found = _RANGE.match(told)
         if not found or (int(found[1]), int(found[2])) != (start, size):
-            raise WrongRange(f"{host}: was asked for bytes from {start} on, sends {told or 'others'}")
+            raise WrongRange(
+                f"{host}: was asked for bytes from {start} on, sends {told or 'others'}"
+            )
     elif start:
         raise WrongRange(f"{host}: sends files from their beginning only")
     else:

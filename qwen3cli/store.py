@@ -68,13 +68,14 @@ class Store:
         lock = self.root / ".locks" / self._folder.name / f"{file.digest}.lock"
         for folder in (blob.parent, lock.parent):
             self._make(folder)
-        with self._locked(lock, file), _opened(self._own(part)) as out:
-            if not self._is_whole(self._own(blob), file):
+        with self._locked(lock, file):
+            if self._is_whole(self._own(blob), file):
+                part.unlink(missing_ok=True)
+                return
+            with _opened(self._own(part)) as out:
                 _Download(source, self._listing, file, out, received, self._note).run(part)
                 part.replace(blob)
-                _sync(blob.parent)
-            else:
-                part.unlink()
+            _sync(blob.parent)
 
     def publish(self, files: Iterable[RemoteFile], revision: str) -> None:
         """Puts fetched files into the snapshot; config.json, without which weights are none,
@@ -119,7 +120,7 @@ class Store:
     @contextmanager
     def _locked(self, lock: Path, file: RemoteFile) -> Iterator[None]:
         """The cache's lock of the file, which its other users take as well."""
-        from huggingface_hub.utils import WeakFileLock
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         with ExitStack() as stack:
             try:
