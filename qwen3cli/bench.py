@@ -24,7 +24,6 @@ its limit and its fraction belong together. A ratio to a peer is the median of t
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -322,7 +321,7 @@ def bench(
 
 
 def _model_file(name: str | None, synthetic: str | None, terminal: Terminal) -> Path:
-    name = name or (None if synthetic else os.environ.get("QWEN3_MODEL"))
+    name = name or (None if synthetic else registry.default())
     if name and synthetic:
         raise UsageError("choose one of -m and --synthetic")
     if name:

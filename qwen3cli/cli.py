@@ -24,13 +24,13 @@ from qwen3cli.options import (
     QuantizerThreads,
     TextFiles,
     Threads,
+    complete_models,
     shared,
 )
 from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
 
 # Help is plain text and errors are one line: Rich would double the start-up time.
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,8 +43,8 @@ def main() -> int:
     try:
         try:
             return app(standalone_mode=False, prog_name="qwen3", obj=terminal) or 0
-        except SystemExit:  # how click says that nobody reads its help
-            return CLOSED_OUTPUT
+        except SystemExit as end:  # completion is done; 1: nobody reads the help
+            return CLOSED_OUTPUT if end.code else 0
         except (KeyboardInterrupt, typer.Abort):
             return INTERRUPTED
         except OutputClosed:
@@ -172,7 +172,11 @@ def pull(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A name, such as 0.6b or 4b:q8_0, or OWNER/NAME."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A name, such as 0.6b or 4b:q8_0, or OWNER/NAME.",
+            autocompletion=complete_models,
+        ),
     ],
     weights: Annotated[
         bool, typer.Option("--weights", help="The safetensors, for quantize.")
@@ -202,7 +206,9 @@ def quantize(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A Hugging Face folder, a GGUF file of floats, or a model's name."
+            metavar="SRC",
+            help="A Hugging Face folder, a GGUF file of floats, or a model's name.",
+            autocompletion=complete_models,
         ),
     ],
     q4: Annotated[bool, typer.Option("--q4", help="As --type Q4_K_M.")] = False,
@@ -403,3 +409,70 @@ def tokenize(
     from qwen3cli.show import tokenize
 
     tokenize(model, file, context.obj, added=added, as_json=as_json)
+
+
+settings = typer.Typer(rich_markup_mode=None, help="What flags are when they are not given.")
+app.add_typer(settings, name="config")
+
+
+def _keys(incomplete: str) -> list[str]:
+    from qwen3cli.config import KEYS
+
+    return [key for key in KEYS if key.startswith(incomplete)]
+
+
+_Key = Annotated[
+    str, typer.Argument(metavar="KEY", help="As in `config list`.", autocompletion=_keys)
+]
+
+
+@settings.command("list")
+def list_settings(
+    context: typer.Context,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each comes from.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Show every setting.
+
+    Exit code 2: there is something wrong in the file or the environment.
+    """
+    from qwen3cli.configure import show_settings
+
+    return show_settings(context.obj, origin=origin, as_json=as_json)
+
+
+@settings.command("get")
+def get_setting(context: typer.Context, key: _Key) -> int:
+    """Show one setting.
+
+    Exit code 1: it is not set.
+    """
+    from qwen3cli.configure import show_setting
+
+    return show_setting(key, context.obj)
+
+
+@settings.command("set", context_settings={"ignore_unknown_options": True})
+def set_setting(
+    context: typer.Context, key: _Key, value: Annotated[str, typer.Argument(metavar="VALUE")]
+) -> None:
+    """Write a setting to the file."""
+    from qwen3cli.configure import change
+
+    change(key, value, context.obj)
+
+
+@settings.command("unset")
+def unset_setting(context: typer.Context, key: _Key) -> None:
+    """Remove a setting from the file."""
+    from qwen3cli.configure import change
+
+    change(key, None, context.obj)
+
+
+@settings.command("path")
+def setting_path(context: typer.Context) -> None:
+    """Show where the file is."""
+    from qwen3cli.configure import show_path
+
+    show_path(context.obj)

@@ -10,13 +10,14 @@ import json
 from pathlib import Path
 
 from quant.shards import openers
+from qwen3cli.names import check_repository
 
 
 def folder(repository: str) -> Path:
-    """Where the cache keeps a repository, there or not."""
+    """Where the cache keeps a repository, there or not. Raises UsageError for what is none."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    return Path(HF_HUB_CACHE) / f"models--{check_repository(repository).replace('/', '--')}"
 
 
 def snapshot(repository: str, revision: str = "main") -> Path | None:

@@ -6,6 +6,7 @@ Whatever becomes a part of a path or of an address passes through here first.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from qwen3cli.errors import UsageError
 
@@ -26,9 +27,24 @@ def check_repository(text: str) -> str:
     return _checked(text, "a repository, OWNER/NAME", _NAME, 2, _MAX_NAME)
 
 
+def check_quant(text: str) -> str:
+    """A quantization such as q4_k_m, as it is. Raises UsageError."""
+    return _checked(text, "a quantization", _NAME, 1, _MAX_NAME)
+
+
 def check_file(text: str) -> str:
     """The path of a file in a repository, as it is. Raises UsageError."""
     return _checked(text, "a file of a repository", _FILE, text.count("/") + 1, _MAX_PATH)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is not known."""
+    from difflib import get_close_matches
+
+    known = list(known)
+    holding = [each for each in known if name in each] if name else []
+    close = get_close_matches(name, known, 1) or holding
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 
 
 def _checked(text: str, what: str, allowed: re.Pattern[str], n_parts: int, most: int) -> str:

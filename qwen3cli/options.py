@@ -10,8 +10,14 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from qwen3cli.config import Setting, lookup
+from qwen3cli.errors import UsageError
 
-def _within(low: float, high: float) -> Callable[[float | None], float | None]:
+Check = Callable[[Any], Any]
+_CHECKS: dict[str, Check] = {}  # of the flags that are settings, by key
+
+
+def _within(low: float, high: float) -> Check:
     """A check that says what is wrong; NaN is in no range."""
 
     def check(value: float | None) -> float | None:
@@ -22,25 +28,65 @@ def _within(low: float, high: float) -> Callable[[float | None], float | None]:
     return check
 
 
-def _flag(name: str, help: str, metavar: str | None = "N", **more: Any) -> Any:
-    return typer.Option(name, help=help, metavar=metavar, show_default=False, **more)
-
-
-def _number(name: str, help: str, low: float, high: float) -> Any:
-    return _flag(name, help, "F", callback=_within(low, high))
-
-
-def _count(name: str, help: str, low: int, high: int) -> Any:
-    return _flag(name, help, callback=_within(low, high))
-
-
-def _choice(name: str, help: str, *values: str) -> Any:
+def _one_of(*values: str) -> Check:
     def check(value: str | None) -> str | None:
         if value is not None and value not in values:
             raise typer.BadParameter(f"{value!r} is not {' or '.join(values)}.")
         return value
 
-    return _flag(name, help, "|".join(values), callback=check)
+    return check
+
+
+def _memory(value: str | None) -> str | None:
+    if value not in (None, "auto"):
+        from qwen3cli.memory import parse_bytes
+
+        parse_bytes(str(value), "--ram")
+    return value
+
+
+def _anything(value: Any) -> Any:
+    return value
+
+
+def _option(name: str, help: str, metavar: str | None = "N", **more: Any) -> Any:
+    return typer.Option(name, help=help, metavar=metavar, show_default=False, **more)
+
+
+def _flag(name: str, help: str, metavar: str | None = "N", check: Check = _anything) -> Any:
+    """A flag that is a setting: where it is not given, the environment and config.toml say."""
+    key = name.partition("/")[0].removeprefix("--")
+    _CHECKS[key] = check
+
+    def callback(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+        source = context.get_parameter_source(str(param.name))
+        if context.resilient_parsing or (source and source.name == "COMMANDLINE"):
+            return check(value)
+        setting = lookup(key)
+        return check_setting(key, setting) if setting else value
+
+    return _option(name, help, metavar, callback=callback)
+
+
+def check_setting(key: str, setting: Setting) -> Any:
+    """The value of a setting. Raises UsageError that names it and its origin."""
+    try:
+        return _CHECKS.get(key, _anything)(setting.value)
+    except (typer.BadParameter, UsageError) as error:
+        where = f"{setting.origin}: " if setting.origin else ""
+        raise UsageError(f"{where}{key}: {getattr(error, 'message', error)}") from None
+
+
+def _number(name: str, help: str, low: float, high: float) -> Any:
+    return _flag(name, help, "F", _within(low, high))
+
+
+def _count(name: str, help: str, low: int, high: int) -> Any:
+    return _flag(name, help, check=_within(low, high))
+
+
+def _choice(name: str, help: str, *values: str) -> Any:
+    return _flag(name, help, "|".join(values), _one_of(*values))
 
 
 def _threads(default: str) -> Any:
@@ -50,21 +96,41 @@ def _threads(default: str) -> Any:
 _MOST = 2**31 - 1  # of what fits into a native int
 
 
+def complete_models(incomplete: str) -> list[str]:
+    """Names of models that begin so. None: the shell completes a path."""
+    from qwen3cli.registry import known
+
+    return [name for name in known(quants=":" in incomplete) if name.startswith(incomplete.lower())]
+
+
 ModelName = Annotated[
     str | None,
-    typer.Option("-m", "--model", metavar="MODEL", help="A GGUF file or a name, such as 0.6b."),
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="A GGUF file or a name, such as 0.6b.",
+        autocompletion=complete_models,
+    ),
 ]
 Threads = Annotated[int, _threads("physical core")]
 QuantizerThreads = Annotated[int, _threads("CPU")]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a name.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A GGUF file or a name.", autocompletion=complete_models),
+]
 TextFiles = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="TEXT...", help="Text files; -: stdin, the default.", show_default=False
     ),
 ]
-ChunkSize = Annotated[int, _count("--ctx", "Tokens of a chunk (default: 512).", 4, 2**24)]
-Chunks = Annotated[int | None, _count("--chunks", "At most N chunks (default: all).", 1, _MOST)]
+ChunkSize = Annotated[
+    int, _option("--ctx", "Tokens of a chunk (default: 512).", callback=_within(4, 2**24))
+]
+Chunks = Annotated[
+    int | None, _option("--chunks", "At most N chunks (default: all).", callback=_within(1, _MOST))
+]
 Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
 
 
@@ -103,7 +169,7 @@ class Options:
         None
     )
     stop: Annotated[
-        list[str] | None, _flag("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
+        list[str] | None, _option("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
     ctx: Annotated[int | None, _count("--ctx", "Tokens the context holds.", 1, 2**24)] = None
     kv: Annotated[
@@ -111,7 +177,12 @@ class Options:
     ] = None
     ram: Annotated[
         str | None,
-        _flag("--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto"),
+        _flag(
+            "--ram",
+            "Memory for a mixture of experts; the rest stays in the file.",
+            "8G|auto",
+            _memory,
+        ),
     ] = None
     threads: Threads = 0
     thoughts: Annotated[

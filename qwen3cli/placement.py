@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant.shards import files
 from qwen3cli.engine import DEFAULT_CONTEXT, ModelFile
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.memory import available, parse_bytes
@@ -94,7 +95,7 @@ def place(
     asked = None if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
     sizes = sizes_of(path)
     if sizes is None:
-        if asked is not None:
+        if asked is not None and sum(file.stat().st_size for file in files(path)) > asked:
             raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
         return Placement(None, n_ctx)
     free = available()

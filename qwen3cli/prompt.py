@@ -71,12 +71,21 @@ def detect_generation(metadata: Mapping[str, Any]) -> Generation:
             return Generation.THINKING
         # A template that opens no thoughts decides nothing: in some files it was cut down. And
         # an unnamed model that does not think answers as well when it is taken for a hybrid.
-    name = " ".join(str(metadata.get(f"general.{key}", "")) for key in ("name", "finetune")).lower()
+    name = _name(metadata)
     if "thinking" in name:
         return Generation.THINKING
     if "instruct" in name or "coder" in name:
         return Generation.INSTRUCT
     return Generation.HYBRID
+
+
+def is_coder(metadata: Mapping[str, Any]) -> bool:
+    """Whether a GGUF file is a Qwen3-Coder, by its name."""
+    return "coder" in _name(metadata)
+
+
+def _name(metadata: Mapping[str, Any]) -> str:
+    return " ".join(str(metadata.get(f"general.{key}", "")) for key in ("name", "finetune")).lower()
 
 
 def render_prompt(

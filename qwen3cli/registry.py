@@ -7,8 +7,6 @@ all but a path with an optional :quant.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,8 +16,11 @@ from typing import Literal
 
 from quant.shards import forms, model_name, openers
 from qwen3cli import hub
+from qwen3cli.config import lookup
 from qwen3cli.errors import ModelNotFound, UsageError
+from qwen3cli.folders import xdg as xdg
 from qwen3cli.names import check_name as check_name
+from qwen3cli.names import check_quant, suggestion
 from qwen3cli.names import check_repository as check_repository
 from qwen3cli.releases import RELEASES, Release
 
@@ -53,6 +54,8 @@ def wanted(model: str, *, weights: bool = False) -> Wanted:
     """What `pull` fetches: the official GGUF file of a release, by default in Q4_K_M, or what
     a repository has; weights: the safetensors. Raises UsageError and ModelNotFound."""
     name, quant = _split(model)
+    if quant:
+        check_quant(quant)
     if weights and quant:
         raise UsageError(f"{model}: weights come in no quantization; leave out :{quant}")
     if name.lower() in EMBEDDED:
@@ -62,7 +65,7 @@ def wanted(model: str, *, weights: bool = False) -> Wanted:
         repository = release.weights if release else check_repository(_needs_owner(name))
         return Wanted(repository, _WEIGHTS, "weights", release.name if release else name)
     # A repository of GGUF files is taken as it is: it may have more than the table knows.
-    if release is None or name.lower().endswith("-gguf"):
+    if release is None or ("/" in name and name.lower().endswith("-gguf")):
         repository = check_repository(_needs_owner(name))
         files = _patterns(quant) if quant else None
         return Wanted(repository, files, "gguf", f"{name}:{quant}" if quant else name)
@@ -74,7 +77,8 @@ def wanted(model: str, *, weights: bool = False) -> Wanted:
     quant = quant or release.quants[0]
     if quant not in release.quants:
         raise ModelNotFound(
-            f"{model}: {release.gguf} has no {quant}{_suggestion(quant, release.quants)}"
+            f"{model}: {release.gguf} has {', '.join(release.quants)}; `qwen3 pull {release.name} "
+            f"--weights` and `qwen3 quantize {release.name} --type {quant.upper()}` make others"
         )
     return Wanted(release.gguf, _patterns(quant), "gguf", f"{release.name}:{quant}")
 
@@ -97,28 +101,21 @@ def installed() -> list[Path]:
         return []
 
 
-def xdg(variable: str, fallback: str) -> Path:
-    """qwen3's folder below one of the XDG base directories. Raises OSError where the
-    user has no home directory."""
-    base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / fallback
-        except RuntimeError:
-            raise OSError(errno.ENOENT, "there is no home directory; set it", "HOME") from None
-    return base / "qwen3"
-
-
 def choose(model: str | None, note: Callable[[str], None]) -> Path:
-    """The file of a model; of none: of $QWEN3_MODEL, else the one installed last, else
+    """The file of a model; of none: of the one that is set, else the one installed last, else
     nano, which note is told."""
-    model = model or os.environ.get("QWEN3_MODEL")
-    if model:
+    if model := model or default():
         return resolve(model)
     if files := installed():
         return max(files, key=lambda path: path.stat().st_mtime)
     note("qwen3: no model chosen or installed: this is nano, a toy (-m MODEL takes another)")
     return resolve("nano")
+
+
+def default() -> str | None:
+    """The model that is set, $QWEN3_MODEL or in config.toml."""
+    setting = lookup("model")
+    return str(setting.value) if setting else None
 
 
 def resolve(model: str) -> Path:
@@ -152,9 +149,9 @@ def source(model: str) -> tuple[Path, Path]:
     if release is None and not _is_repository(model):
         raise ModelNotFound(
             f"{model}: neither a folder, a file nor a known model"
-            f"{_suggestion(_normalized(model), RELEASES)}"
+            f"{suggestion(_normalized(model), RELEASES)}"
         )
-    repository = release.weights if release else check_repository(model)
+    repository = release.weights if release else model
     name = release.name if release else model.partition("/")[2]
     folder = hub.weights(repository)
     if folder is None:
@@ -165,11 +162,12 @@ def source(model: str) -> tuple[Path, Path]:
     return folder, Path(name)
 
 
-def known() -> list[str]:
-    """Every name that MODEL can be and that this machine knows of: installed ones first, with
-    their quants, then the rest of the family."""
-    here = [f"{name}" for name in map(_installed_name, installed())]
-    return list(dict.fromkeys([*here, *EMBEDDED, *RELEASES]))
+def known(*, quants: bool = False) -> list[str]:
+    """Names that MODEL can be: the installed ones, with their quants, then the others; quants:
+    with those that are published."""
+    published = [f"{r.name}:{quant}" for r in RELEASES.values() for quant in r.quants if quants]
+    here = map(_installed_name, installed())
+    return list(dict.fromkeys([*here, *EMBEDDED, *RELEASES, *published]))
 
 
 # ---- what a name means ------------------------------------------------------
@@ -195,14 +193,17 @@ _BY_STEM = {
 
 
 def _is_repository(name: str) -> bool:
-    """Whether it can only be OWNER/NAME, as it is no path of a file that is there."""
-    return name.count("/") == 1 and name[0] not in "./~" and not name.endswith(".gguf")
+    """Whether it can be OWNER/NAME, as it is no path of a file that is there."""
+    try:
+        return check_repository(name) == name and not name.endswith(".gguf")
+    except UsageError:
+        return False
 
 
 def _needs_owner(name: str) -> str:
     if "/" not in name:
         check_name(name)
-        raise ModelNotFound(f"{name}: not a known model{_suggestion(_normalized(name), RELEASES)}")
+        raise ModelNotFound(f"{name}: not a known model{suggestion(_normalized(name), RELEASES)}")
     return name
 
 
@@ -322,12 +323,5 @@ def _missing(model: str, name: str, release: Release | None, quants: list[str]) 
         return ModelNotFound(f"{model}: there is no such model file")
     return ModelNotFound(
         f"{model}: neither a file nor a known model"
-        f"{_suggestion(_normalized(name), [*EMBEDDED, *RELEASES])}"
+        f"{suggestion(_normalized(name), [*EMBEDDED, *RELEASES])}"
     )
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

@@ -8,12 +8,10 @@ alone. All others are quantized from their weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from quant.checkpoint import Hyperparameters
-from quant.layout import layout
-from qwen3cli.shapes import SHAPES, n_weights
+if TYPE_CHECKING:  # the names alone are needed at every start, the shapes rarely
+    from quant.checkpoint import Hyperparameters
 
 Mode = Literal["hybrid", "thinking", "instruct", "base"]
 
@@ -41,21 +39,28 @@ class Release:
 
     @property
     def shape(self) -> Hyperparameters:
+        from qwen3cli.shapes import SHAPES
+
         return SHAPES[self.size]
 
-    @cached_property
+    @property
     def n_weights(self) -> int:
         """Embeddings included."""
+        from qwen3cli.shapes import n_weights
+
         return n_weights(self.shape)
 
-    @cached_property
+    @property
     def n_active(self) -> int:
         """Weights that one token uses."""
+        from qwen3cli.shapes import n_weights
+
         return n_weights(self.shape, active=True)
 
     def file_bytes(self, quant: str) -> int:
         """The size of a GGUF file, within 0.1 %. Raises UsageError for an unknown quant."""
-        from quant.recipes import assign, recipe  # with numpy: only where sizes are asked for
+        from quant.layout import layout
+        from quant.recipes import assign, recipe
         from quant.writer import TensorInfo
 
         tensors = assign(recipe(quant), layout(self.shape), self.shape)

@@ -16,6 +16,7 @@ from qwen3cli.prompt import (
     Message,
     Tool,
     detect_generation,
+    is_coder,
     render_prompt,
 )
 from qwen3cli.thinking import (
@@ -45,12 +46,12 @@ class Settings:
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
 
-    def sampling(self, thinking: bool) -> Sampling:
+    def sampling(self, thinking: bool, *, coder: bool = False) -> Sampling:
         chosen = {field.name: getattr(self, field.name) for field in fields(Sampling)}
         if self.seed is None:
             chosen["seed"] = int.from_bytes(os.urandom(4), "little")
         given = {name: value for name, value in chosen.items() if value is not None}
-        return replace(default_sampling(thinking), **given)
+        return replace(default_sampling(thinking, coder=coder), **given)
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Conversation:
         self.tools = tools
         self.messages: list[Message] = []  # without the system prompt
         self.generation: Generation = detect_generation(metadata)
+        self.coder: bool = is_coder(metadata)
         self._tokens = ThinkTokens.of(session.model.tokenizer, metadata)
         self._interrupted = False
 
@@ -203,7 +205,7 @@ class _Run:
         )
         self._conversation = conversation
         self._session = session
-        self._sampling = settings.sampling(thinking)
+        self._sampling = settings.sampling(thinking, coder=conversation.coder)
         self._thoughts = _Passage(session.model.tokenizer, trim_end=True)
         self._answer = _Passage(session.model.tokenizer, stop=[s for s in settings.stop if s])
         self._reused = self._sampled = 0

@@ -211,13 +211,13 @@ class _Download:
         self._out.truncate()
 
 
-@contextmanager
-def _opened(part: Path) -> Iterator[BinaryIO]:
+def _opened(part: Path) -> BinaryIO:
+    """To read and to go on, without following a link."""
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    with open(fd, "r+b") as out:  # noqa: PTH123
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Qwen3Error(f"{part}: is no regular file; remove it")
-        yield out
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Qwen3Error(f"{part}: is no regular file; remove it")
+    return open(fd, "r+b")  # noqa: PTH123
 
 
 def _read(data: BinaryIO, hasher: _Hash) -> int:

@@ -67,11 +67,12 @@ def effective_thinking(
     return True
 
 
-def default_sampling(thinking: bool) -> Sampling:
-    """The values that the model cards recommend for the mode."""
+def default_sampling(thinking: bool, *, coder: bool = False) -> Sampling:
+    """The values that the model cards recommend for the mode, and for the coder models."""
     if thinking:
         return Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
-    return Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
+    penalty = 1.05 if coder else 1.0
+    return Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0, repetition_penalty=penalty)
 
 
 # ---- the tokens it is about -----------------------------------------------

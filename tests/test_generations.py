@@ -22,6 +22,9 @@ TEMPLATES = {
 }
 
 
+TEMPLATES["coder"] = TEMPLATES["instruct"]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """nano once more for each template."""
@@ -107,3 +110,16 @@ def test_an_instruct_model_never_thinks(qwen3: Command, models: dict[str, Path])
     reply = as_json(qwen3, models["instruct"], "--budget", "50", "--max-tokens", "400")
     assert (reply["thinking_tokens"], reply["thinking_stop"]) == (0, "off")
     assert reply["thoughts"] == ""
+
+
+def test_a_coder_has_the_repetition_penalty_of_its_card(
+    qwen3: Command, models: dict[str, Path]
+) -> None:
+    def answer(*args: str) -> str:
+        flat = ("--temp", "9", "--top-k", "0", "--top-p", "1", "--max-tokens", "40")
+        done = qwen3("run", QUESTION, "--seed", "1", *flat, *args)
+        return done.stdout
+
+    ours = answer("-m", str(models["coder"]))
+    assert ours == answer("-m", str(models["instruct"]), "--repetition-penalty", "1.05")
+    assert ours != answer("-m", str(models["coder"]), "--repetition-penalty", "1")

@@ -177,8 +177,9 @@ def test_a_model_that_fits_stays_mapped() -> None:
     assert place(NANO_MOE, None).expert_bytes == 0
     assert place(NANO_MOE, "16G").expert_bytes == 0
     assert place(DENSE, None).expert_bytes == 0
+    assert place(DENSE, "4G").expert_bytes == 0
     with pytest.raises(UsageError, match="no experts"):
-        place(DENSE, "4G")
+        place(DENSE, "1M")
 
 
 GB = 10**9

@@ -89,6 +89,40 @@ def test_members_without_a_short_name_are_found_by_their_file() -> None:
         registry.resolve("Qwen3-4B-Instruct-2507:q8")
 
 
+def test_a_repository_is_looked_for_in_the_cache(home: Path) -> None:
+    with pytest.raises(ModelNotFound, match="`qwen3 pull you/Mine-GGUF:q4` gets it"):
+        registry.resolve("you/Mine-GGUF:q4")
+    folder = cache(home, "you/Mine-GGUF", "Mine-Q4_K_M.gguf", "Mine.Q8_0.gguf")
+    assert registry.resolve("you/Mine-GGUF") == folder / "Mine-Q4_K_M.gguf"
+    assert registry.resolve("you/Mine-GGUF:q4") == folder / "Mine-Q4_K_M.gguf"
+    assert registry.resolve("you/Mine-GGUF:Q8") == folder / "Mine.Q8_0.gguf"
+    with pytest.raises(ModelNotFound, match="installed: q4_k_m, q8_0"):
+        registry.resolve("you/Mine-GGUF:q6_k")
+    with pytest.raises(ModelNotFound, match="qwen3 pull you/Mine --weights"):
+        registry.source("you/Mine")
+    folder = cache(home, "you/Mine", "config.json", "model.safetensors")
+    assert registry.source("you/Mine") == (folder, Path("Mine"))
+    path = touch(home / "you" / "Mine-GGUF")
+    assert registry.resolve("you/Mine-GGUF").samefile(path)  # what is there is meant
+
+
+@pytest.mark.parametrize("name", ["../../x", "a--b/c", "a/b/c", "..", "a/.."])
+def test_no_name_leads_out_of_the_cache(home: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="repository"):
+        hub.snapshot(name)
+
+
+def test_later_releases_are_installed_under_either_name() -> None:
+    models = registry.models_folder()
+    path = touch(models / "Qwen3-Coder-30B-A3B-Instruct-Q4_K_M.gguf")
+    for name in ("coder-30b-a3b", "coder-30b-a3b:Q4", "Qwen/Qwen3-Coder-30B-A3B-Instruct"):
+        assert registry.resolve(name) == path
+    ours = touch(models / "coder-30b-a3b-q4_k_m.gguf")
+    assert registry.resolve("coder-30b-a3b") == ours
+    with pytest.raises(ModelNotFound, match="8b-base --weights` and `qwen3 quantize 8b-base"):
+        registry.resolve("8b-base")
+
+
 def test_without_a_home_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")

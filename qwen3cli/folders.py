@@ -1,0 +1,19 @@
+"""Where the user's files are: the XDG base directories."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+
+def xdg(variable: str, fallback: str) -> Path:
+    """qwen3's folder below one of the XDG base directories. Raises OSError where the
+    user has no home directory."""
+    base = Path(os.environ.get(variable, ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / fallback
+        except RuntimeError:
+            raise OSError(errno.ENOENT, "there is no home directory; set it", "HOME") from None
+    return base / "qwen3"
