@@ -23,6 +23,8 @@ from qwen3cli.terminal import Terminal
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
 
+_GOES_ON = "the same command goes on where this one ended"
+
 
 def pull(
     model: str,
@@ -49,7 +51,7 @@ def pull(
             raise Qwen3Error(f"{error}; {_what_is_cached(wish)}") from None
         except KeyboardInterrupt:
             terminal.interrupted()
-            terminal.note("interrupted; the same command goes on where this one ended")
+            terminal.note(f"interrupted; {_GOES_ON}")
             raise
     report["seconds"] = round(time.monotonic() - started, 3)
     if as_json:
@@ -78,12 +80,13 @@ def _fetched(model: str, wish: Wanted, revision: str, terminal: Terminal) -> dic
                 for file in missing:
                     store.fetch(source, file, received)
             store.publish(files, revision)
+        except Unreachable as error:
+            raise Qwen3Error(f"{error}; {_GOES_ON}") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise Qwen3Error(
-                f"{store.root}: the disk is full; free some space, or set HF_HOME to a folder on "
-                "another disk; the same command goes on where this one ended"
+                f"{store.root}: the disk is full; free some space; {_GOES_ON}"
             ) from None
     names = [file.name for file in files]
     return _report(wish, store.snapshot, listing.commit, names) | {"received_bytes": received.bytes}

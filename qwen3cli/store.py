@@ -68,7 +68,7 @@ class Store:
         lock = self.root / ".locks" / self._folder.name / f"{file.digest}.lock"
         for folder in (blob.parent, lock.parent):
             self._make(folder)
-        with self._locked(lock, file):
+        with self._locked(self._own(lock), file):
             if self._is_whole(self._own(blob), file):
                 part.unlink(missing_ok=True)
                 return

@@ -138,7 +138,7 @@ class Terminal:
         """One line on stderr, for people."""
         text = one_line(text)
         if self._bar:  # above it
-            self._bar.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
             return
         if dim and self._err.is_styled:
             text = f"{_DIM}{text}{_RESET}"
@@ -198,7 +198,8 @@ class Terminal:
             self._bar = console
 
             def move(done: int, total: int) -> None:
-                speed = f"{(bar.tasks[task].speed or 0) / of:,.0f} {unit}/s" if unit else ""
+                rate = (bar.tasks[task].speed or 0) / of
+                speed = f"{rate:,.{1 if rate < 10 else 0}f} {unit}/s" if unit else ""
                 bar.update(task, completed=done, total=total, speed=speed)
 
             try:
