@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
 from hub_server import LoopbackHub, Repository
 from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Outcome, Pull, set_up
 
 from qwen3cli import cli, remote
+
+COMMAND = typer.main.get_command(cli.app)
 
 
 @pytest.fixture
@@ -42,7 +45,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def pull(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
-    """The command in this process."""
+    """The command in this process, built once: that takes longer than most pulls here."""
+    monkeypatch.setattr(cli, "app", COMMAND)
 
     def run(*args: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["qwen3", "pull", *args])
