@@ -432,13 +432,13 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
     assert whole == qwen3().stdout
     listed = whole.partition("Commands:")[2]
     assert "..." not in listed, "a command that takes more than a line to describe"
-    commands = ["run", "chat", "bench", "quantize", "verify", "imatrix"]
+    commands = ["run", "chat", "bench", "pull", "quantize", "verify", "imatrix"]
     commands += ["show", "tokenize", "eval", "config"]
     assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == commands
     for command in (*commands, "eval kl", "eval ppl"):
         done = qwen3(*command.split(), "-h")
         assert done.returncode == 0 and done.stdout.startswith(f"Usage: qwen3 {command}")
-    described = " ".join(qwen3("quantize", "-h").stdout.split())
+    described = " ".join(qwen3("pull", "quantize", "-h").stdout.split())
     assert ", ".join(RECIPES) in described and "one per CPU" in described
 
 
