@@ -438,7 +438,7 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
     for command in (*commands, "eval kl", "eval ppl"):
         done = qwen3(*command.split(), "-h")
         assert done.returncode == 0 and done.stdout.startswith(f"Usage: qwen3 {command}")
-    described = " ".join(qwen3("pull", "quantize", "-h").stdout.split())
+    described = " ".join(qwen3("quantize", "-h").stdout.split())
     assert ", ".join(RECIPES) in described and "one per CPU" in described
 
 
