@@ -246,6 +246,39 @@ def bench(
 
 
 @app.command()
+def pull(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A name, such as 0.6b or 4b:q8_0, or OWNER/NAME.",
+            autocompletion=complete_models,
+        ),
+    ],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="The safetensors, for quantize.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="R", help="A branch, tag or commit (default: main)."),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Look whether it is here; use no network.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Fetch a model from the Hugging Face Hub into its cache.
+
+    What an interrupted pull received is kept, and the next one goes on from there. Every file
+    is checked against the hub's checksum; exit code 7: it is another one.
+    """
+    from qwen3cli.pull import pull
+
+    pull(model, context.obj, weights=weights, revision=revision, offline=offline, as_json=as_json)
+
+
+@app.command()
 def quantize(
     context: typer.Context,
     source: Annotated[

@@ -41,5 +41,11 @@ DAMAGED = 7  # exit code: a file is not what it should be
 INTERRUPTED = 130  # exit code: Ctrl-C
 
 
+class DamagedFile(Qwen3Error):
+    """A file is not what it should be."""
+
+    exit_code = DAMAGED
+
+
 class FormatError(Qwen3Error):
     """A file contradicts its format or is not something this program runs."""

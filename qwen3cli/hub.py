@@ -13,41 +13,46 @@ from quant.shards import openers
 from qwen3cli.names import check_repository
 
 
-def snapshot(repository: str) -> Path | None:
-    """The folder of the files cached for a repository, at the revision that was fetched
-    as `main`, or else the one fetched last. Raises UsageError for what is no repository."""
+def folder(repository: str) -> Path:
+    """Where the cache keeps a repository, there or not. Raises UsageError for what is none."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folder = Path(HF_HUB_CACHE) / f"models--{check_repository(repository).replace('/', '--')}"
+    return Path(HF_HUB_CACHE) / f"models--{check_repository(repository).replace('/', '--')}"
+
+
+def snapshot(repository: str, revision: str = "main") -> Path | None:
+    """The folder of the files cached for a repository at a branch, tag or commit; where nobody
+    fetched `main`, that of what was fetched last."""
+    base = folder(repository)
     try:
-        main = folder / "snapshots" / (folder / "refs" / "main").read_text("ascii").strip()
-        if main.is_dir():
-            return main
+        at = base / "snapshots" / (base / "refs" / revision).read_text("ascii").strip()
     except (OSError, ValueError):
-        pass
-    revisions = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+        at = base / "snapshots" / revision
+    if at.is_dir():
+        return at
+    if revision != "main":
+        return None
+    revisions = [path for path in base.glob("snapshots/*") if path.is_dir()]
     return max(revisions, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def gguf_files(repository: str) -> list[Path]:
     """The cached GGUF files of a repository that open a model: of a split one the first,
     if all are there."""
-    folder = snapshot(repository)
-    if folder is None:
-        return []
-    return sorted(openers(folder.rglob("*.gguf")))
+    at = snapshot(repository)
+    return sorted(openers(at.rglob("*.gguf"))) if at else []
 
 
-def weights(repository: str) -> Path | None:
+def weights(repository: str, revision: str = "main") -> Path | None:
     """The folder of a repository's safetensors weights, None unless all are cached."""
-    folder = snapshot(repository)
-    if folder is None or not (folder / "config.json").is_file():
+    at = snapshot(repository, revision)
+    if at is None or not (at / "config.json").is_file():
         return None
-    index = folder / "model.safetensors.index.json"
+    index = at / "model.safetensors.index.json"
     if not index.is_file():
-        return folder if (folder / "model.safetensors").is_file() else None
+        return at if (at / "model.safetensors").is_file() else None
     try:
         shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return folder if all((folder / str(name)).is_file() for name in shards) else None
+    return at if all((at / str(name)).is_file() for name in shards) else None

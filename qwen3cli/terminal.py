@@ -21,6 +21,8 @@ from qwen3cli.errors import Qwen3Error, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
+
 # C0 but tab and newline, DEL, C1, and the characters that reorder the text around them.
 _RANGES = [(0, 8), (0x0B, 0x1F), (0x7F, 0x9F), (0x202A, 0x202E), (0x2066, 0x2069)]
 _DRIVING = {code: None for first, last in _RANGES for code in range(first, last + 1)}
@@ -57,6 +59,7 @@ class Terminal:
         self._thinking = False  # inside a passage of thoughts
         self._ended = False  # the answer so far ends with a newline
         self._midline = False  # the screen's last line is unfinished
+        self._bar: Console | None = None  # what draws a bar on stderr now
 
     @property
     def interactive(self) -> bool:
@@ -136,6 +139,9 @@ class Terminal:
     def note(self, text: str, *, dim: bool = False) -> None:
         """One line on stderr, for people."""
         text = one_line(text)
+        if self._bar:  # above it
+            self._bar.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            return
         if dim and self._err.is_styled:
             text = f"{_DIM}{text}{_RESET}"
         if self._midline and self._err.is_terminal:
@@ -196,12 +202,17 @@ class Terminal:
         console = Console(stderr=True, force_terminal=self._err.is_styled)
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(one_line(title), total=None, speed="")
+            self._bar = console
 
             def move(done: int, total: int) -> None:
-                speed = f"{(bar.tasks[task].speed or 0) / of:,.0f} {unit}/s" if unit else ""
+                rate = (bar.tasks[task].speed or 0) / of
+                speed = f"{rate:,.{1 if rate < 10 else 0}f} {unit}/s" if unit else ""
                 bar.update(task, completed=done, total=total, speed=speed)
 
-            yield move
+            try:
+                yield move
+            finally:
+                self._bar = None
 
     def _screen(self, stream: _Stream, text: str) -> None:
         stream.write(text)

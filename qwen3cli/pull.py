@@ -1,0 +1,203 @@
+"""The command `pull`: which files of a repository, whether they fit on the disk, a bar, and
+what to do when it cannot be."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from quant.shards import files as shards_of
+from quant.shards import opens_a_model
+from qwen3cli import hub, registry
+from qwen3cli.errors import FormatError, ModelNotFound, Qwen3Error, UsageError
+from qwen3cli.names import check_file
+from qwen3cli.registry import Wanted
+from qwen3cli.remote import Hub, Listing, RemoteFile, Unreachable
+from qwen3cli.store import Store
+from qwen3cli.terminal import Terminal
+
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
+
+_GOES_ON = "the same command goes on where this one ended"
+
+
+def pull(
+    model: str,
+    terminal: Terminal,
+    *,
+    weights: bool,
+    revision: str | None,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """model: as registry.wanted has it. weights: the safetensors instead of a GGUF file.
+    revision: a branch, tag or commit. offline: look whether all is there, without a network."""
+    from huggingface_hub import constants
+
+    at = "main" if revision is None else _checked(revision)
+    wish = registry.wanted(model, weights=weights)
+    started = time.monotonic()
+    if offline or constants.HF_HUB_OFFLINE:
+        report = _cached(model, wish, at)
+    else:
+        try:
+            report = _fetched(model, wish, at, terminal)
+        except Unreachable as error:
+            raise Qwen3Error(f"{error}; {_what_is_cached(wish)}") from None
+        except KeyboardInterrupt:
+            terminal.interrupted()
+            terminal.note(f"interrupted; {_GOES_ON}")
+            raise
+    report["seconds"] = round(time.monotonic() - started, 3)
+    if as_json:
+        terminal.json(report)
+    else:
+        _tell(wish, report, terminal)
+
+
+def _checked(revision: str) -> str:
+    if len(revision) > 200 or ".." in revision or not _REVISION.match(revision):
+        raise UsageError(f"--revision {revision}: cannot be a branch, tag or commit")
+    return revision
+
+
+def _fetched(model: str, wish: Wanted, revision: str, terminal: Terminal) -> dict[str, Any]:
+    with Hub(terminal.note) as source:
+        listing = source.listing(wish.repository, revision)
+        files = _chosen(wish, listing)
+        store = Store(listing, terminal.note)
+        missing = [file for file in files if not store.has(file)]
+        needed = sum(map(store.missing_bytes, missing))
+        _check_space(model, store.root, needed)
+        try:
+            with terminal.progress(f"{wish.name} from {wish.repository}", "MB", 10**6) as move:
+                received = _Count(move, needed)
+                for file in missing:
+                    store.fetch(source, file, received)
+            store.publish(files, revision)
+        except Unreachable as error:
+            raise Qwen3Error(f"{error}; {_GOES_ON}") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Qwen3Error(
+                f"{store.root}: the disk is full; free some space; {_GOES_ON}"
+            ) from None
+    names = [file.name for file in files]
+    return _report(wish, store.snapshot, listing.commit, names) | {"received_bytes": received.bytes}
+
+
+class _Count:
+    """Moves a bar by the bytes that come."""
+
+    def __init__(self, move: Any, total: int) -> None:
+        self._move = move
+        self._total = total
+        self.bytes = 0
+
+    def __call__(self, n: int) -> None:
+        """n below 0: so many come once more."""
+        self.bytes += max(n, 0)
+        self._total += max(-n, 0)
+        self._move(self.bytes, self._total)
+
+
+def _chosen(wish: Wanted, listing: Listing) -> list[RemoteFile]:
+    """The files to fetch, checked. Raises ModelNotFound, FormatError."""
+    names = wish.choose(listing.names)
+    if absent := set(_whole(names)) - set(listing.names):
+        raise ModelNotFound(f"{wish.repository}: lacks {min(absent)}, a part of a split model")
+    names = _whole(names)
+    for name in names:
+        try:
+            check_file(name)
+        except UsageError as error:
+            raise FormatError(f"{wish.repository}: {error}; nothing was fetched") from None
+    if len({name.casefold() for name in names}) < len(names):
+        raise FormatError(f"{wish.repository}: names of files differ in case alone: {names}")
+    return [listing.file(name) for name in names]
+
+
+def _whole(names: Iterable[str]) -> list[str]:
+    """With all parts of the models that are split."""
+    every = (part.as_posix() for name in names for part in shards_of(Path(name)))
+    return list(dict.fromkeys(every))
+
+
+def _check_space(model: str, root: Path, needed: int) -> None:
+    disk = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        raise Qwen3Error(
+            f"{model}: needs {_size(needed)}, but the disk of {root} has {_size(free)} free; "
+            "free some space, or set HF_HOME to a folder on another disk"
+        )
+
+
+# ---- without a network ------------------------------------------------------
+
+
+def _cached(model: str, wish: Wanted, revision: str) -> dict[str, Any]:
+    """Raises ModelNotFound unless all files are there."""
+    snapshot = hub.snapshot(wish.repository, revision)
+    if wish.kind == "weights" and not hub.weights(wish.repository, revision):
+        snapshot = None
+    if snapshot:
+        there = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
+        try:
+            names = wish.choose(there)
+        except ModelNotFound:
+            names = []
+        if names and not set(_whole(names)) - set(there):
+            return _report(wish, snapshot, snapshot.name, names) | {"received_bytes": 0}
+    raise ModelNotFound(
+        f"{model}: not all on this machine, and this is offline; {_what_is_cached(wish)}"
+    )
+
+
+def _what_is_cached(wish: Wanted) -> str:
+    if wish.kind == "weights":
+        there = [str(folder)] if (folder := hub.weights(wish.repository)) else []
+    else:
+        there = [path.name for path in hub.gguf_files(wish.repository)]
+    if there:
+        return f"in the cache there is: {', '.join(there)}"
+    return f"nothing of {wish.repository} is in the cache"
+
+
+# ---- what to tell -----------------------------------------------------------
+
+
+def _report(wish: Wanted, snapshot: Path, commit: str, names: list[str]) -> dict[str, Any]:
+    # The quickest thing to type next: the file that opens the model, or the folder of weights.
+    opens = snapshot
+    if wish.kind == "gguf":
+        opens = snapshot / next(name for name in names if opens_a_model(Path(name)))
+    sizes = {name: (snapshot / PurePosixPath(name)).stat().st_size for name in names}
+    return {
+        "model": wish.name,
+        "repository": wish.repository,
+        "commit": commit,
+        "path": str(opens),
+        "files": [{"name": name, "bytes": size} for name, size in sizes.items()],
+        "bytes": sum(sizes.values()),
+    }
+
+
+def _tell(wish: Wanted, report: dict[str, Any], terminal: Terminal) -> None:
+    received, seconds = report["received_bytes"], report["seconds"]
+    how = "is here already"
+    if received:
+        how = f"received {_size(received)} in {seconds:,.1f} s, {_size(received / seconds)}/s"
+    terminal.note(f"{wish.name}: {report['path']} ({_size(report['bytes'])}): {how}")
+    if wish.kind == "weights":
+        terminal.note(f"`qwen3 quantize {wish.name} --q4` makes a model of them")
+
+
+def _size(n: float) -> str:
+    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"

@@ -1,0 +1,58 @@
+"""Fixtures that several files of tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from hub_server import LoopbackHub, Repository
+from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Outcome, Pull, set_up
+
+from qwen3cli import cli, remote
+
+COMMAND = typer.main.get_command(cli.app)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """The only network there is, and an empty cache."""
+    repositories = {
+        GGUF: Repository({NAME: MODEL, "README.md": b"about", ".gitattributes": b""}),
+        "some/model-GGUF": Repository({**SPLIT, "some-model-f16.gguf": b"f" * 1000}),
+        "Qwen/Qwen3-0.6B": Repository({**WEIGHTS, "pytorch_model.bin": b"p"}),
+        "some/gated-GGUF": Repository({NAME: MODEL}, token=TOKEN, gated=True),
+        "some/private-GGUF": Repository({NAME: MODEL}, token=TOKEN),
+    }
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith("HF_"):
+            monkeypatch.delenv(name)
+    with LoopbackHub(repositories) as served:
+        set_up(monkeypatch.setattr, served.url, tmp_path / "cache")
+        yield served
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, none of which takes any time."""
+    waited: list[float] = []
+    monkeypatch.setattr(remote, "sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def pull(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
+    """The command in this process, built once: that takes longer than most pulls here."""
+    monkeypatch.setattr(cli, "app", COMMAND)
+
+    def run(*args: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["qwen3", "pull", *args])
+        monkeypatch.setenv("QWEN3_TRACEBACK", "1")
+        code = cli.main()
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    return run
