@@ -54,7 +54,9 @@ struct expert_store {
     float half_life;      /* tokens after which a use counts half */
     uint64_t call, token;
     int layer, n_awaited; /* of the last call */
+    int n_pinned; /* in the last call */
     int n_guessed, most_guessed, room_for_guesses;
+    atomic_bool failed; /* a read that somebody waited for, since it was asked */
     /* waiting */
     pthread_mutex_t lock;
     int n_waiting;
@@ -119,10 +121,10 @@ static double use(expert_store *s, int key) {
 
 void experts_set_half_life(expert_store *s, float tokens) { s->half_life = tokens; }
 
-/* Guesses of former calls leave first, then what passed, the oldest first. */
-enum { GUESSED_ORDER = 2, PASSING_ORDER = 1 };
+/* Of an expert that no token has used yet: guesses of former calls leave first, then what passed
+ * and what a cancelled step did not come to, the oldest first. */
 static double order_of(const expert_store *s, tenure tenure) {
-    return (double)s->call - 1e15 * (tenure == GUESSED ? GUESSED_ORDER : PASSING_ORDER);
+    return (double)s->call - 1e15 * (tenure == GUESSED ? 2 : 1);
 }
 
 static bool pending(const slot *at) {
@@ -234,7 +236,11 @@ static slot *slot_of(const expert_store *s, int layer, int expert) {
     return at < 0 ? NULL : &s->slots[at];
 }
 
-static void pin(expert_store *s, const slot *at) { s->pinned[at - s->slots] = s->call; }
+static void pin(expert_store *s, const slot *at) {
+    uint64_t *call = &s->pinned[at - s->slots];
+    s->n_pinned += *call != s->call;
+    *call = s->call;
+}
 
 /* A slot for an expert that is not there, that of a known victim or NULL; nothing is read yet. */
 static void admit(expert_store *s, int layer, int expert, tenure tenure, slot *victim) {
@@ -306,7 +312,7 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
     if (layer < s->layer) s->token++; /* the next token */
     s->layer = layer;
     s->call++;
-    s->n_awaited = 0;
+    s->n_pinned = s->n_awaited = 0;
     readers_recall(s->readers);
     keep(s, layer, experts, n, passing);
     keep(s, layer, next, n_next, passing);
@@ -334,6 +340,7 @@ void experts_guess(expert_store *s, int layer, const int32_t *experts, int n) {
     int known = 0;
     for (; known < n; known++) {
         if (slot_of(s, layer, experts[known])) continue;
+        if (s->n_pinned == experts_most(s)) break;
         slot *wrong = NULL;
         if (s->n_guessed == s->most_guessed) {
             wrong = choose_victim(s, false);
@@ -376,12 +383,16 @@ const uint8_t *experts_matrix(expert_store *s, int layer, int expert, expert_par
         count_waiting(s, 1);
         readers_wait(s->readers, r, cancel);
         count_waiting(s, -1);
+        if (atomic_load(&r->state) == READ_FAILED) atomic_store(&s->failed, true);
     }
     return r->to + r->offset % READ_PAGE;
 }
 
 qwen3_status experts_status(expert_store *s, qwen3_error *err) {
-    return readers_status(s->readers, err);
+    qwen3_error why = {0};
+    qwen3_status status = readers_status(s->readers, &why); /* a wrong guess may have failed */
+    if (!atomic_exchange(&s->failed, false)) return QWEN3_OK;
+    return fail(err, status, "%s", why.text);
 }
 
 qwen3_expert_stats experts_stats(const expert_store *s) {

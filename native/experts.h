@@ -70,8 +70,8 @@ void experts_set_guesses(expert_store *, bool on);
  * becomes true, what it points to is of no use. Any thread. */
 const uint8_t *experts_matrix(expert_store *, int layer, int expert, expert_part,
                               const atomic_bool *cancel);
-/* QWEN3_OK, or why a read has failed since the last call. The expert is read anew when it is wanted
- * again. Called like experts_want. */
+/* QWEN3_OK, or why a read that experts_matrix waited for has failed since the last call: a guess
+ * that fails is none. The expert is read anew when it is wanted again. Called like experts_want. */
 qwen3_status experts_status(expert_store *, qwen3_error *err);
 
 qwen3_expert_stats experts_stats(const expert_store *);

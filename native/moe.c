@@ -91,7 +91,7 @@ static void choose_for(const step *s, const layer *l, int token, float *scratch,
                        float *weights) {
     const qwen3_model *m = s->work->model;
     const float *logits = s->work->router + (size_t)token * (size_t)m->config.n_experts;
-    int layer = s->n == 1 && m->approximates ? (int)(l - m->layers) : EXACT;
+    int layer = s->work->approximates ? (int)(l - m->layers) : EXACT;
     if (s->work->routes) obey(s, l, token, experts, weights);
     else choose(m, layer, logits, scratch, experts, weights);
 }
@@ -110,7 +110,7 @@ routing route(const step *s, const layer *l, const vectors *x, int tid) {
     if (s->n == 1) {
         choose_for(s, l, 0, scratch, experts, weights);
         group_by_expert(c, slots, experts, weights, start, token, weight);
-        if (ws->model->approximates) pool_barrier(p, tid); /* before the store changes */
+        if (ws->approximates) pool_barrier(p, tid); /* before the store changes */
     } else {
         for (int t; (t = pool_claim(p, tid, s->n)) >= 0;)
             choose_for(s, l, t, scratch, experts + t * slots, weights + t * slots);

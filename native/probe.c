@@ -226,7 +226,7 @@ static qwen3_status check_routes(const qwen3_config *c, const int32_t *routes, s
 qwen3_status qwen3_session_force_routes(qwen3_session *s, const int32_t *routes,
                                         const int32_t *guesses, size_t n_tokens, qwen3_error *err) {
     const qwen3_config *c = &s->model->config;
-    if (!c->n_experts || (routes && n_tokens == 0))
+    if (!c->n_experts || (routes && n_tokens == 0) || (guesses && !routes))
         return fail(err, QWEN3_ERR_ARG, "routes are for a mixture of experts, of a token at least");
     qwen3_status status = check_routes(c, routes, n_tokens, err);
     if (status == QWEN3_OK) status = check_routes(c, guesses, n_tokens, err);

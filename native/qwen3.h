@@ -153,7 +153,8 @@ typedef struct {
     bool direct;           /* reads go past the page cache */
 } qwen3_expert_stats;
 qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *);
-/* What decoding may give up to wait less for the file; prompts are computed as ever. 0: nothing. */
+/* What decoding may give up to wait less for the file. That is a qwen3_extend by one token; what
+ * qwen3_sync computes, and several tokens at once, are exact. 0: nothing. */
 typedef struct {
     float prefer; /* an expert in memory is chosen as if its router logit were higher by this; the
                      likeliest quarter of those a token uses is chosen as ever, the weights are the

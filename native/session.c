@@ -56,16 +56,17 @@ void qwen3_session_free(qwen3_session *s) {
     free(s);
 }
 
-/* Computes ids[keep..n) behind the keep tokens that stay. all: NULL, or where the logits of
- * every one of them go. */
-static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n, float *all,
-                            qwen3_error *err) {
+/* Computes ids[keep..n) behind the keep tokens that stay. prompt: exactly, whatever the model's
+ * approximation. all: NULL, or where the logits of every one of them go. */
+static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n, bool prompt,
+                            float *all, qwen3_error *err) {
     size_t n_vocab = (size_t)s->model->config.n_vocab;
     if (getpid() != s->model->owner)
         return fail(err, QWEN3_ERR_ARG,
                     "this process was forked after the model was opened: open it again here");
     s->n = keep;
     s->has_logits = false;
+    s->work.approximates = s->model->approximates && !prompt;
     while (s->n < n) {
         size_t count = n - s->n < (size_t)s->work.batch ? n - s->n : (size_t)s->work.batch;
         bool last = s->n + count == n;
@@ -104,7 +105,7 @@ int64_t qwen3_sync(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *
     bool unchanged = keep == n && n == s->n && s->has_logits;
     if (keep == n && n > 0 && !unchanged) keep--; /* its logits are not at hand any more */
     if (keep == n) atomic_store(&s->cancel, false); /* nothing runs that it could stop */
-    if (!unchanged && compute(s, ids, keep, n, NULL, err) != QWEN3_OK) return -1;
+    if (!unchanged && compute(s, ids, keep, n, true, NULL, err) != QWEN3_OK) return -1;
     return (int64_t)keep;
 }
 
@@ -115,7 +116,7 @@ qwen3_status qwen3_extend_logits(qwen3_session *s, const int32_t *ids, size_t n,
     qwen3_status status = check(s, ids, n, s->n + n, err);
     if (status != QWEN3_OK) return status;
     memcpy(s->ids + s->n, ids, n * sizeof *ids);
-    return compute(s, s->ids, s->n, s->n + n, logits, err);
+    return compute(s, s->ids, s->n, s->n + n, n > 1, logits, err);
 }
 
 qwen3_status qwen3_extend(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *err) {

@@ -36,6 +36,7 @@ typedef struct {
     const int32_t *routes;        /* NULL: the router chooses; see qwen3_session_force_routes */
     const int32_t *guesses;       /* likewise, of what a layer will choose */
     size_t n_routes;
+    bool approximates;            /* the step decodes, with the model's approximation */
     int batch;
     void *arena;
     float *x;                    /* [batch][n_embd] residual stream */

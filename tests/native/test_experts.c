@@ -264,6 +264,47 @@ static void test_failures(void) {
     CHECK(err.status == QWEN3_ERR_IO && strstr(err.text, b.path));
 }
 
+/* Where what a layer computes with and what is rightly guessed take all room, no more is guessed. */
+static void test_guesses_without_room(void) {
+    bank_file b;
+    new_bank(&b, true);
+    expert_store *s = open_store(&b, experts_least_budget(&b.bank), 2);
+    static const int32_t all[] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    experts_want(s, 3, all, 8, NULL, 0, false); /* the largest layer */
+    for (int i = 0; i < 8; i++) CHECK(right(s, &b, 3, all[i]));
+    experts_want(s, 2, all, LAYERS * USED - 8, NULL, 0, false);
+    experts_guess(s, 3, all, 9);
+    for (int i = 0; i < LAYERS * USED - 8; i++) CHECK(right(s, &b, 2, all[i]));
+    experts_want(s, 3, all, 8, NULL, 0, false);
+    for (int i = 0; i < 8; i++) CHECK(experts_was_there(s, 3, all[i]));
+    experts_close(s);
+    remove(b.path);
+}
+
+/* A guess that cannot be read is an error only to those who then want it. */
+static void test_failed_guess(void) {
+    bank_file b;
+    new_bank(&b, true);
+    expert_store *s = open_store(&b, experts_least_budget(&b.bank), 1);
+    const expert_extent *last = &b.extents[LAYERS * EXPERT_PARTS - 1];
+    CHECK(truncate(b.path, (off_t)(last->offset + EXPERTS * last->bytes - 4)) == 0);
+    int32_t e = EXPERTS - 1, other = 0;
+    qwen3_error err = {0};
+    for (int round = 0; round < 50; round++) { /* the guess is read or still waits */
+        experts_want(s, 0, &other, 1, NULL, 0, false);
+        CHECK(right(s, &b, 0, other));
+        experts_guess(s, LAYERS - 1, &e, 1);
+        if (round % 2) usleep(1000);
+        CHECK(experts_status(s, &err) == QWEN3_OK);
+        if (round % 4 < 2) continue;
+        experts_want(s, LAYERS - 1, &e, 1, NULL, 0, false);
+        (void)experts_matrix(s, LAYERS - 1, e, EXPERT_DOWN, NULL);
+        CHECK(experts_status(s, &err) == QWEN3_ERR_FORMAT && strstr(err.text, b.path));
+    }
+    experts_close(s);
+    remove(b.path);
+}
+
 /* A step that is cancelled leaves reads behind; what follows them is right. */
 static void test_cancel(void) {
     bank_file b;
@@ -296,6 +337,8 @@ int main(void) {
     test_half_life(8, true);
     test_half_life(1e-3f, false);
     test_failures();
+    test_guesses_without_room();
+    test_failed_guess();
     test_cancel();
     printf("experts: %s\n", failures ? "FAILED" : "ok");
     return failures != 0;

@@ -400,8 +400,19 @@ static void close_in_a_stall(uint64_t budget) {
     pthread_join(thread, NULL);
 }
 
+static void refuses_guesses_without_routes(void) {
+    qwen3_error err;
+    qwen3_model *m = open_model(RESIDENT);
+    qwen3_session *s = new_session(m);
+    expect(qwen3_session_force_routes(s, NULL, &guesses[0][0][0], 0, &err) == QWEN3_ERR_ARG,
+           "guesses go with routes");
+    qwen3_session_free(s);
+    qwen3_model_close(m);
+}
+
 int main(void) {
     fill();
+    refuses_guesses_without_routes();
     make_references();
     uint64_t few = least();
     static const behaviour slow = {.delay_us = 300};
