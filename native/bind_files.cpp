@@ -2,6 +2,7 @@
 
 #include "bind.h"
 #include "check.h"
+#include "quantize.h"
 
 namespace {
 

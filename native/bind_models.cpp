@@ -6,6 +6,7 @@
 
 #include "bind.h"
 #include "importance.h"
+#include "larger.h"
 #include "probe.h"
 
 namespace {

@@ -97,7 +97,8 @@ static bool is_expert_tensor(const qwen3_tensor *t) { return t->shape[2] > 1; }
 
 static void report(scan *s, uintptr_t at) {
     uintptr_t lowest = atomic_load(&s->bad);
-    while ((!lowest || at < lowest) && !atomic_compare_exchange_weak(&s->bad, &lowest, at)) continue;
+    while ((!lowest || at < lowest) && !atomic_compare_exchange_weak(&s->bad, &lowest, at))
+        continue;
 }
 
 /* Every thread reads its share of each tensor. */

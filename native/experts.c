@@ -354,7 +354,9 @@ void experts_guess(expert_store *s, int layer, const int32_t *experts, int n) {
 
 bool experts_guesses(const expert_store *s) { return s->most_guessed > 0; }
 
-void experts_set_guesses(expert_store *s, bool on) { s->most_guessed = on ? s->room_for_guesses : 0; }
+void experts_set_guesses(expert_store *s, bool on) {
+    s->most_guessed = on ? s->room_for_guesses : 0;
+}
 
 int experts_n_awaited(const expert_store *s) { return s->n_awaited; }
 
@@ -397,10 +399,11 @@ qwen3_status experts_status(expert_store *s, qwen3_error *err) {
 
 qwen3_expert_stats experts_stats(const expert_store *s) {
     return (qwen3_expert_stats){.budget = s->budget, .used = s->used, .hits = s->hits,
-                          .misses = s->misses, .guesses = s->guesses,
-                          .right_guesses = s->right_guesses, .bytes_read = readers_bytes(s->readers),
-                          .stall_s = (double)s->stall_ns * 1e-9,
-                          .direct = readers_direct(s->readers)};
+                                .misses = s->misses, .guesses = s->guesses,
+                                .right_guesses = s->right_guesses,
+                                .bytes_read = readers_bytes(s->readers),
+                                .stall_s = (double)s->stall_ns * 1e-9,
+                                .direct = readers_direct(s->readers)};
 }
 
 /* ---- life ------------------------------------------------------------------------------ */

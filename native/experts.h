@@ -9,7 +9,7 @@
 
 #include <stdatomic.h>
 
-#include "qwen3.h"
+#include "larger.h"
 
 typedef struct expert_store expert_store;
 

@@ -325,7 +325,8 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, uint64_t exp
     uint64_t memory = expert_bytes ? 0 : physical_memory(); /* experts are checked as they come */
     if (status == QWEN3_OK) status = check_weights(file, memory, m->pool, err);
     if (status == QWEN3_OK && expert_bytes)
-        status = offload_open(&m->offload, file, &m->config, m->layers, &m->output, expert_bytes, err);
+        status = offload_open(&m->offload, file, &m->config, m->layers, &m->output, expert_bytes,
+                              err);
     if (status != QWEN3_OK) {
         qwen3_model_close(m);
         return NULL;
@@ -357,10 +358,14 @@ qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *m) {
 }
 qwen3_status qwen3_model_approximate(qwen3_model *m, qwen3_approximation a, qwen3_error *err) {
     if (!(a.prefer >= 0 && a.prefer <= 100) || !(a.drop >= 0 && a.drop <= 1))
-        return fail(err, QWEN3_ERR_ARG, "prefer is a number from 0 to 100 and drop one from 0 to 1");
+        return fail(err, QWEN3_ERR_ARG,
+                    "prefer is a number from 0 to 100 and drop one from 0 to 1");
     m->approximation = a;
     m->approximates = m->offload.experts && (a.prefer > 0 || a.drop > 0);
     return QWEN3_OK;
+}
+void qwen3_model_guess(qwen3_model *m, bool on) {
+    if (m->offload.experts) experts_set_guesses(m->offload.experts, on);
 }
 int qwen3_model_n_threads(const qwen3_model *m) { return pool_size(m->pool); }
 const char *qwen3_model_isa(const qwen3_model *m) { return m->cpu->name; }

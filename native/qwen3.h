@@ -8,6 +8,8 @@
  * qwen3_error, fills it with a status and a sentence that names what was wrong,
  * and returns NULL, a negative count or a non-zero status.
  *
+ * What else a program may want of a model is in probe.h, importance.h, quantize.h and larger.h.
+ *
  * A model may be used from many threads; a session from one at a time, except
  * qwen3_session_cancel, which any thread or signal handler may call.
  */
@@ -143,26 +145,6 @@ const qwen3_config *qwen3_model_config(const qwen3_model *);
 const qwen3_file *qwen3_model_file(const qwen3_model *);
 int qwen3_model_n_threads(const qwen3_model *);
 const char *qwen3_model_isa(const qwen3_model *);
-/* What became of the expert_bytes; all 0 for a model opened without. Not while a session computes. */
-typedef struct {
-    uint64_t budget, used; /* bytes */
-    uint64_t hits, misses; /* experts that a layer wanted, and that were in memory or in the file */
-    uint64_t guesses, right_guesses; /* that were read before a layer wanted them */
-    uint64_t bytes_read;
-    double stall_s;        /* in which a thread waited for a read */
-    bool direct;           /* reads go past the page cache */
-} qwen3_expert_stats;
-qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *);
-/* What decoding may give up to wait less for the file. That is a qwen3_extend by one token; what
- * qwen3_sync computes, and several tokens at once, are exact. 0: nothing. */
-typedef struct {
-    float prefer; /* an expert in memory is chosen as if its router logit were higher by this; the
-                     likeliest quarter of those a token uses is chosen as ever, the weights are the
-                     true ones (Skliar et al., Mixture of Cache-Conditional Experts, 2024) */
-    float drop;   /* an expert in the file whose weight among the chosen is below this is left out */
-} qwen3_approximation;
-/* No session of the model computes meanwhile. Without expert_bytes nothing is given up. */
-qwen3_status qwen3_model_approximate(qwen3_model *, qwen3_approximation, qwen3_error *err);
 /* The index-th backend that can run on this machine, NULL after the last. */
 const char *qwen3_isa(size_t index);
 
@@ -209,20 +191,6 @@ int32_t qwen3_sample(qwen3_session *, const qwen3_sampling *, size_t generated_f
                      qwen3_error *err);
 /* Makes the running qwen3_sync or qwen3_extend return early, or else the next one. */
 void qwen3_session_cancel(qwen3_session *);
-
-/* ---- block codecs, shared with the quantizer ------------------------------ */
-
-/* n floats, a multiple of the type's block size; type is a ggml type number and src
- * may have any alignment. */
-qwen3_status qwen3_dequantize(uint32_t type, const void *src, float *dst, size_t n,
-                              qwen3_error *err);
-/* weights: NULL, or n_per_row importances shared by every row. Refuses values that
- * are not finite or beyond the type: 65504 for all but F32 and BF16. The bytes do not depend on
- * the processor. */
-qwen3_status qwen3_quantize(uint32_t type, const float *src, void *dst, size_t n, size_t n_per_row,
-                            const float *weights, qwen3_error *err);
-/* Bytes of n items, 0 for an unknown type or an n that is not whole blocks. */
-size_t qwen3_type_bytes(uint32_t type, size_t n);
 
 #ifdef __cplusplus
 }

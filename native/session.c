@@ -58,8 +58,8 @@ void qwen3_session_free(qwen3_session *s) {
 
 /* Computes ids[keep..n) behind the keep tokens that stay. prompt: exactly, whatever the model's
  * approximation. all: NULL, or where the logits of every one of them go. */
-static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n, bool prompt,
-                            float *all, qwen3_error *err) {
+static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n,
+                            bool prompt, float *all, qwen3_error *err) {
     size_t n_vocab = (size_t)s->model->config.n_vocab;
     if (getpid() != s->model->owner)
         return fail(err, QWEN3_ERR_ARG,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from commandline import ROOT
+from commandline import ROOT, Command
 from numpy.typing import NDArray
 
 from qwen3cli.engine import Model, Session
@@ -124,3 +126,16 @@ def test_without_a_store_there_is_nothing_to_give_up() -> None:
 def test_numbers_out_of_range(prefer: float, drop: float) -> None:
     with pytest.raises(UsageError, match="from 0 to"):
         opened().model.approximate(prefer=prefer, drop=drop)
+
+
+def test_the_command_line_and_the_settings_pass_it_on(tmp_path: Path) -> None:
+    qwen3 = Command(tmp_path)
+    ask = ("run", "-m", "nano-moe", "--no-think", "--temp", "0", "--ctx", "512", "2 + 2 = ?")
+    for wrong in (("--prefer-cached", "-1"), ("--drop-misses", "2")):
+        assert qwen3(*ask, *wrong).returncode == 2
+    plain = qwen3(*ask)
+    # What fits has nothing to give up.
+    assert qwen3(*ask, "--prefer-cached", "9", "--drop-misses", "1").stdout == plain.stdout
+    for key, value in (("prefer-cached", "2"), ("drop-misses", "0.1")):
+        assert qwen3("config", "set", key, value).returncode == 0
+        assert qwen3("config", "set", key, "-1").returncode == 2

@@ -243,3 +243,33 @@ def test_a_chart_is_well_formed_and_inside_its_field(points: list[tuple[float, f
         assert 0 <= float(circle.attrib["cy"]) <= float(chart.attrib["height"])
     across = [float(circle.attrib["cx"]) for circle in circles]
     assert across == sorted(across)
+
+
+# ---- what is given up ------------------------------------------------------------------
+
+
+def test_an_approximation_is_reported_with_what_it_costs(qwen3: Command) -> None:
+    ram = ("--ram", memory(0.3))
+    exact = json.loads(qwen3(*BENCH, *ram, "--no-guess", "--json").stdout)
+    assert exact["guess"] is False and "approximation" not in exact
+    assert exact["by_ram"][0]["guesses"] == {"read": 0, "right": 0}
+    assert "divergence" not in exact["by_ram"][0]
+    lossy = ("--prefer-cached", "2", "--drop-misses", "0.05")
+    report = json.loads(qwen3(*BENCH, *ram, *lossy, "--json").stdout)
+    assert report["approximation"] == {"prefer": 2, "drop": 0.05}
+    cost = report["by_ram"][0]["divergence"]
+    assert cost["kl"] > 0 and 0 <= cost["same_top"] <= 1
+    assert report["experts"]["hit_rate"] > exact["experts"]["hit_rate"]
+    shown = qwen3(*BENCH, *ram, *lossy).stdout.splitlines()
+    assert len(shown[-1].split("\t")) == 3 and shown[-1].endswith(" %")
+
+
+def test_approximations_that_mean_nothing(qwen3: Command) -> None:
+    for flags in (
+        ("--prefer-cached", "101"),
+        ("--drop-misses", "1.5"),
+        ("--prefer-cached", "2", "--routes", "uniform"),
+    ):
+        done = qwen3(*BENCH, "--ram", memory(0.5), *flags)
+        assert (done.returncode, done.stdout) == (2, ""), flags
+    assert qwen3(*BENCH, "--drop-misses", "0.1").returncode == 2  # without --ram

@@ -145,7 +145,7 @@ static inline rounding scaled_block(const weights *in, const float *x, const gri
 }
 
 ENCODER(q4_0, 32, 512) {
-    float fit[BATCH];
+    float fit[BATCH] = {0};
     rounding r[BATCH];
     scaled_fit(in, at, grid_4, fit);
     for (int k = 0; k < n_blocks; k++)
@@ -154,7 +154,7 @@ ENCODER(q4_0, 32, 512) {
 }
 
 ENCODER(q5_0, 32, 512) {
-    float fit[BATCH];
+    float fit[BATCH] = {0};
     rounding r[BATCH];
     scaled_fit(in, at, grid_5, fit);
     for (int k = 0; k < n_blocks; k++)
@@ -190,7 +190,7 @@ static inline rounding affine_block(const weights *in, const float *x, float top
 }
 
 ENCODER(q4_1, 32, 512) {
-    affine_fit fit;
+    affine_fit fit = {0};
     rounding r[BATCH];
     affine_batch(in, at, 15, &fit);
     for (int k = 0; k < n_blocks; k++)
@@ -200,7 +200,7 @@ ENCODER(q4_1, 32, 512) {
 }
 
 ENCODER(q5_1, 32, 512) {
-    affine_fit fit;
+    affine_fit fit = {0};
     rounding r[BATCH];
     affine_batch(in, at, 31, &fit);
     for (int k = 0; k < n_blocks; k++)
@@ -226,7 +226,7 @@ ENCODER(q8_0, 32, 512) {
 }
 
 ENCODER(iq4_nl, 32, 512) {
-    float fit[BATCH];
+    float fit[BATCH] = {0};
     batch batch;
     batch_load(&batch, in, at, 32, 32);
     scaled_search(&batch, 32, grid_iq4, fit);

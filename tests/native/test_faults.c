@@ -11,8 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "larger.h"
 #include "probe.h"
-#include "qwen3.h"
 
 static const char *const path = "qwen3cli/models/nano-moe-q8_0.gguf";
 
@@ -283,7 +283,8 @@ static void fails_at_every_read(uint64_t budget, size_t from, size_t to, int ste
         compute(s, to);
         expect(right(s), "a session goes on after a failed read");
     }
-    expect(told * step > (int)(to - from) * USED && 2 * told * step > k, "failures are told");
+    /* What failed before anybody waited for it is read once more when it is wanted. */
+    expect(told * step > (int)(to - from) * USED, "failures are told");
     qwen3_session_free(s);
     qwen3_model_close(m);
 }
@@ -426,9 +427,9 @@ int main(void) {
         answers(chopped, budget);
         answers(cached, budget);
     }
-    guessing = true;
     for (int i = 0; i < 2; i++) {
         int error = i ? EIO : 0;
+        guessing = i;
         fails_at_every_read(few, PROMPT, PROMPT + 1, EVERY, error);
         fails_at_every_read(few, 0, PROMPT, 17 * EVERY, error);
         fails_at_every_read(2 * few, 0, PROMPT, 29 * EVERY, error);

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qwen3.h"
+#include "larger.h"
 
 enum { N = 40, N_CTX = 64, ROUNDS = 20, MANY = 600 };
 enum { LONG = 2060, PROMPT = 2040 }; /* from 2048 on threads share a token's positions */
