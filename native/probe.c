@@ -236,7 +236,3 @@ qwen3_status qwen3_session_force_routes(qwen3_session *s, const int32_t *routes,
     s->work.n_routes = n_tokens;
     return QWEN3_OK;
 }
-
-void qwen3_model_guess(qwen3_model *m, bool on) {
-    if (m->offload.experts) experts_set_guesses(m->offload.experts, on);
-}

@@ -40,10 +40,6 @@ qwen3_status qwen3_session_fill(qwen3_session *, size_t n, qwen3_error *err);
 qwen3_status qwen3_session_force_routes(qwen3_session *, const int32_t *routes,
                                         const int32_t *guesses, size_t n_tokens, qwen3_error *err);
 
-/* Whether experts that are not in memory are read by a guess before they are chosen: by default
- * they are. No session of the model computes meanwhile. */
-void qwen3_model_guess(qwen3_model *, bool on);
-
 #ifdef __cplusplus
 }
 #endif

@@ -153,6 +153,11 @@ typedef struct {
     bool direct;           /* reads go past the page cache */
 } qwen3_expert_stats;
 qwen3_expert_stats qwen3_model_expert_stats(const qwen3_model *);
+/* Whether experts in the file are read by a guess, a layer before they are chosen, while nobody waits
+ * for the disk. The answers are the same; by default it is tried, and done where it is faster. */
+typedef enum { QWEN3_GUESS_TRY, QWEN3_GUESS_ON, QWEN3_GUESS_OFF } qwen3_guesses;
+/* No session of the model computes meanwhile. */
+void qwen3_model_guess(qwen3_model *, qwen3_guesses);
 /* What decoding may give up to wait less for the file; prompts are computed as ever. 0: nothing. */
 typedef struct {
     float prefer; /* an expert in memory is chosen as if its router logit were higher by this; the

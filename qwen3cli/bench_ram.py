@@ -44,7 +44,7 @@ from qwen3cli.machine import Rates, rates
 from qwen3cli.memory import available, parse_bytes
 from qwen3cli.placement import Placement, place
 from qwen3cli.predict import Speed, predict, speed
-from qwen3cli.routes import guesses_of, routes_of
+from qwen3cli.routes import guesses_of, misses_of, routes_of
 from qwen3cli.terminal import Terminal, one_line
 
 WARM_UP = 32  # tokens, four half-lives of the store's memory of what was used
@@ -72,7 +72,7 @@ class Request:
     routes: str
     rounds: int
     plot: Path | None
-    guess: bool  # experts are read by a guess before they are chosen
+    guess: bool | None  # experts are read by a guess before they are chosen; None: it is tried
     approximation: Approximation
 
     @classmethod
@@ -82,7 +82,7 @@ class Request:
         plan: Plan,
         routes: str | None,
         plot: Path | None,
-        guess: bool,
+        guess: bool | None,
         approximation: Approximation,
     ) -> Request:
         """Raises UsageError."""
@@ -247,15 +247,20 @@ def _run(
     prefill = _pass(session, request.prefill.tokens, request.prefill.tokens)
     behind = _pass(session, request.behind, 1)
     divergence = _divergence(session, request) if request.approximation else None
+    n_experts = model.config["n_experts"]
     del session, model  # before the next probe takes memory
     after = rates(path, threads, fresh=True)
 
-    sizes, share = placement.sizes, _share(placement)
+    sizes = placement.sizes
     assert sizes is not None
     now = Rates((before.memory + after.memory) / 2, (before.disk + after.disk) / 2)
     positions = Work("decode", request.decode.tokens, WARM_UP).positions
     from_memory = sizes.dense + sizes.used * sizes.experts + sizes.kv_bytes(positions)
-    misses = 1 - share if request.routes == "uniform" else None
+    misses = None
+    if routes is not None:
+        held = int(_share(placement) * routes.shape[1] * n_experts)
+        tokens = range(WARM_UP, WARM_UP + request.decode.tokens)
+        misses = misses_of(routes, n_experts, held, tokens)
     return Run(
         decode=decode,
         prefill=prefill,
@@ -369,6 +374,7 @@ def _row(placement: Placement, run: Run) -> dict[str, Any]:
     return row
 
 
+_GUESS = {None: "", True: ", guessed always", False: ", guessed never"}
 _DECODE = (
     "GB", "held", "hits", "MB read", "waits", "tok/s", "predicted", "floor", "limit",
 )  # fmt: skip
@@ -380,7 +386,7 @@ def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
     rows = [
         *heading(report),
         ("disk", f"reads {report['machine']['disk_gb_s']:.2f} GB/s"),
-        ("routes", report["routes"] + ("" if report["guess"] else ", nothing is guessed")),
+        ("routes", report["routes"] + _GUESS[report["guess"]]),
         ("decode", f"{decode['tokens']} tokens behind {decode['depth']}"),
     ]
     terminal.table(("machine", ""), rows)

@@ -192,9 +192,14 @@ def bench(
         ),
     ] = None,
     guess: Annotated[
-        bool,
-        typer.Option("--guess/--no-guess", help="With --ram: read experts ahead by a guess."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--guess/--no-guess",
+            help="With --ram: read experts ahead by a guess, always or never (default: where it "
+            "is faster).",
+            show_default=False,
+        ),
+    ] = None,
     prefer_cached: PreferCached = 0.0,
     drop_misses: DropMisses = 0.0,
     plot: Annotated[
@@ -238,9 +243,9 @@ def bench(
         request = Request.parse(ram, plan, routes, plot, guess, approximation)
         bench_ram(model, synthetic, request, context.obj, threads=threads, as_json=as_json)
         return
-    if routes is not None or plot is not None or not guess or prefer_cached or drop_misses:
+    if routes is not None or plot is not None or guess is not None or prefer_cached or drop_misses:
         raise UsageError(
-            "--routes, --plot, --no-guess, --prefer-cached and --drop-misses go with --ram"
+            "--routes, --plot, --guess, --prefer-cached and --drop-misses go with --ram"
         )
     bench(model, synthetic, plan, context.obj, threads=threads, against=against, as_json=as_json)
 
