@@ -82,8 +82,8 @@ class Request:
         plan: Plan,
         routes: str | None,
         plot: Path | None,
-        guess: bool | None,
-        approximation: Approximation,
+        guess: bool | None = None,
+        approximation: Approximation = Approximation(),
     ) -> Request:
         """Raises UsageError."""
         prefills = [work for work in plan.works if work.kind == "prefill"]
@@ -166,8 +166,8 @@ def bench_ram(
     ModelNotFound, DoesNotFit."""
     path = model_file(name, synthetic, terminal)
     placements = [place(path, ram, n_ctx=request.n_ctx) for ram in request.rams]
-    _check_memory(placements, request, terminal)
     report, routes = _begun(path, placements[0], request, threads)
+    _check_memory(placements, request, terminal)
     runs: list[list[Run]] = [[] for _ in placements]
     try:
         with terminal.progress(path.name) as move:
@@ -207,7 +207,8 @@ def _begun(
 ) -> tuple[dict[str, Any], NDArray[np.int32] | None]:
     """What the report begins with, and the routes. Opens the model with the least memory: all
     that was asked wrongly is told before anything is measured."""
-    assert placement.sizes is not None
+    if placement.sizes is None or not placement.sizes.experts:
+        raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
     model = Model(path, threads=threads, expert_bytes=placement.sizes.least_experts)
     routes = routes_of(request.routes, model.config, request.n_ctx)
     if routes is not None:
