@@ -108,7 +108,7 @@ def _in_models_folder() -> Iterator[Installed]:
 
 
 def _cached(repository: str) -> Iterator[Installed]:
-    snapshots = hub.snapshots(repository)
+    snapshots, whole = hub.snapshots(repository), set()
     for path in hub.gguf_files(repository):
         if registry.is_beside(path.name):
             continue
@@ -121,17 +121,21 @@ def _cached(repository: str) -> Iterator[Installed]:
             if link.is_symlink() or link.exists()
         ]
         name = _named(repository, registry.quant_of(at.name))
+        whole.add((name, "gguf"))
         yield Installed(name, "gguf", "cache", tuple(links), path, repository)
     if (folder := hub.weights(repository)) and _is_qwen3(folder):
         links = [link for snapshot in snapshots for link in _weights(repository, snapshot)]
         name = _named(repository, "")
+        whole.add((name, "weights"))
         yield Installed(name, "weights", "cache", tuple(links), folder, repository)
-    yield from _parts(repository, snapshots)
+    yield from _parts(repository, snapshots, whole)
 
 
-def _parts(repository: str, snapshots: list[Path]) -> Iterator[Installed]:
-    """What no snapshot links to: of pulls and removals that were interrupted, by what was noted
-    then; of other tools as one."""
+def _parts(
+    repository: str, snapshots: list[Path], whole: set[tuple[str, str]]
+) -> Iterator[Installed]:
+    """What was noted of pulls and removals that were interrupted, and what no snapshot links to,
+    of other tools, as one. whole: models of which all is there; parts are of another commit."""
     blobs = hub.folder(repository) / "blobs"
     linked = {link.resolve() for at in snapshots for link in at.rglob("*") if link.is_symlink()}
     loose: dict[str, list[Path]] = {}
@@ -139,8 +143,13 @@ def _parts(repository: str, snapshots: list[Path]) -> Iterator[Installed]:
         if blob.is_file() and blob.resolve() not in linked:
             loose.setdefault(blob.name.partition(".")[0], []).append(blob)
     for begun in journal.unfinished():
-        mine = begun.files if begun.repository == repository else ()
-        if found := [each for part in mine for each in loose.pop(part.digest, ())]:
+        if begun.repository != repository:
+            continue
+        found = [each for part in begun.files for each in loose.pop(part.digest, ())]
+        if (begun.model, begun.kind) not in whole:
+            links = [at / part.name for at in snapshots for part in begun.files]
+            found += [link for link in links if link.is_symlink()]
+        if found:
             total = sum(part.size for part in begun.files)
             yield Installed(begun.model, begun.kind, "cache", tuple(found), None, repository, total)
     known = {r.weights: "weights" for r in RELEASES.values()} | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from huggingface_hub import constants
 from pulling import GGUF, MODEL, NAME, Outcome, Pull, cache, everything, models, part, set_up
 
 from qwen3cli import cli, registry
+from qwen3cli.errors import ModelNotFound
 from qwen3cli.remove import rm
 from qwen3cli.terminal import Terminal
 
@@ -32,6 +34,7 @@ GGUF_NANO = ROOT / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"
 def qwen3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
     """Any command, in this process."""
     monkeypatch.setattr(cli, "app", COMMAND)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setenv("QWEN3_TRACEBACK", "1")
 
     def run(*args: str) -> Outcome:
@@ -269,7 +272,32 @@ def test_killed_while_removing(hub: LoopbackHub, qwen3: Pull) -> None:
             assert [each["model"] for each in found] == ["0.6b"]
             assert qwen3("rm", "0.6b", "--weights", "--yes").code == 0
             assert everything(cache()) == []
+        assert qwen3("pull", "0.6b", "--weights").code == 0
+        assert [each["complete"] for each in listed(qwen3)] == [True]
     assert killed > 6
+
+
+def test_ctrl_c_while_removing(
+    hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert qwen3("pull", "some/model-GGUF:q8_0").code == 0
+    unlink = Path.unlink
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        if "-00002-" in path.name:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", interrupted)
+        done = qwen3("rm", "some/model-GGUF:q8_0", "--yes")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        130, "interrupted; the same command removes what is left"
+    )  # fmt: skip
+    with pytest.raises(ModelNotFound):
+        registry.resolve("some/model-GGUF:q8_0")
+    assert qwen3("rm", "some/model-GGUF:q8_0", "--yes").code == 0
+    assert everything(cache()) == []
 
 
 # ---- offers -----------------------------------------------------------------
