@@ -284,6 +284,38 @@ def pull(
 
 
 @app.command()
+def ls(context: typer.Context, as_json: _Json = False) -> None:
+    """List the models on this machine."""
+    from qwen3cli.installed import ls
+
+    ls(context.obj, as_json=as_json)
+
+
+@app.command()
+def rm(
+    context: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Names or paths, as in `ls`.", autocompletion=complete_models
+        ),
+    ],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="The safetensors, not the GGUF file.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Remove models from the Hugging Face cache or the models folder.
+
+    Tells what goes and what else needs it, and asks; in a pipe --yes is needed.
+    """
+    from qwen3cli.remove import rm
+
+    rm(models, context.obj, weights=weights, yes=yes, as_json=as_json)
+
+
+@app.command()
 def quantize(
     context: typer.Context,
     source: Annotated[
@@ -366,17 +398,35 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Its weights in the cache: their checksums alone.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Fetch damaged files of the cache again.")
+    ] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="A line for every tensor.")] = False,
     threads: QuantizerThreads = 0,
     as_json: _Json = False,
 ) -> int:
     """Check whether a model file is whole, and close to its source.
 
-    Exit code 7: it is not.
+    A file from the hub is compared with its checksum, too. Exit code 7: it is not.
     """
-    from qwen3cli.verify import verify
+    from qwen3cli.verify import verify, verify_weights
 
-    return verify(model, source, context.obj, tensors=tensors, threads=threads, as_json=as_json)
+    if weights:
+        if source is not None or tensors:
+            raise UsageError("--weights goes with neither --source nor --tensors")
+        return verify_weights(model, context.obj, repair=repair, as_json=as_json)
+    return verify(
+        model,
+        source,
+        context.obj,
+        repair=repair,
+        tensors=tensors,
+        threads=threads,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -452,10 +502,10 @@ def show(
     as_json: _Json = False,
 ) -> None:
     """Show the metadata and the tensors of a model file."""
-    from qwen3cli.registry import resolve
+    from qwen3cli.obtain import resolve
     from qwen3cli.show import show
 
-    show(resolve(model), context.obj, tensors=tensors, as_json=as_json)
+    show(resolve(model, context.obj), context.obj, tensors=tensors, as_json=as_json)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from qwen3cli import registry
+from qwen3cli import obtain
 from qwen3cli.engine import Model
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
 from qwen3cli.interrupt import interruptible
@@ -35,7 +35,7 @@ def exit_code(reply: Reply) -> int:
 def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
-    path = registry.choose(options.model, terminal.note)
+    path = obtain.choose(options.model, terminal)
     placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
     if placement.sizes and placement.expert_bytes:
         from qwen3cli.machine import rates
