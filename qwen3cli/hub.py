@@ -13,11 +13,16 @@ from quant.shards import openers
 from qwen3cli.names import check_repository
 
 
-def folder(repository: str) -> Path:
-    """Where the cache keeps a repository, there or not. Raises UsageError for what is none."""
+def cache_folder() -> Path:
+    """Where the cache keeps all repositories, there or not."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE) / f"models--{check_repository(repository).replace('/', '--')}"
+    return Path(HF_HUB_CACHE)
+
+
+def folder(repository: str) -> Path:
+    """Where the cache keeps a repository, there or not. Raises UsageError for what is none."""
+    return cache_folder() / f"models--{check_repository(repository).replace('/', '--')}"
 
 
 def snapshot(repository: str, revision: str = "main") -> Path | None:
