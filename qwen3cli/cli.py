@@ -178,14 +178,14 @@ def fit(
 
 
 @app.command()
-def doctor(context: typer.Context, threads: Threads = 0, as_json: _Json = False) -> int:
+def doctor(context: typer.Context, as_json: _Json = False) -> int:
     """Describe this machine, and what is wrong with it.
 
     Exit code 1: something has to be repaired.
     """
     from qwen3cli.doctor import doctor
 
-    return doctor(context.obj, threads=threads, as_json=as_json)
+    return doctor(context.obj, as_json=as_json)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from qwen3cli.errors import FormatError, ModelNotFound
 from qwen3cli.machine import Peaks, Rates, peaks, rates, rates_of_folder
 from qwen3cli.memory import amount
 from qwen3cli.placement import Placement, place_sizes
-from qwen3cli.predict import at_best, predict, expected_misses, prompt_seconds
+from qwen3cli.predict import at_best, expected_misses, predict, prompt_seconds
 from qwen3cli.sizes import Sizes, sizes_of
 from qwen3cli.terminal import Terminal
 

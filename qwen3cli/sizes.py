@@ -39,7 +39,6 @@ class Sizes:
         """Of the kv cache for so many positions."""
         return positions * self.kv_token * KV_ITEM[kv or self.kv]
 
-
     def least(self, n_ctx: int, kv: str | None = None) -> int:
         """Memory that it takes to run with such a context, the other experts in the file."""
         kv_bytes = math.ceil(self.kv_bytes(n_ctx, kv))
