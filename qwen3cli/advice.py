@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quant.shards import model_name
 from qwen3cli.memory import amount
-from qwen3cli.registry import quant_of, release_of
+from qwen3cli.registry import quant_of, release_of, split
 from qwen3cli.releases import RELEASES, Release
 from qwen3cli.sizes import Sizes, sizes_of_release
 
@@ -50,7 +50,7 @@ def hybrids() -> list[Release]:
 def candidate_of(model: str) -> Candidate | None:
     """Of a file's name or of NAME:QUANT; without a quant the one that `pull` takes, in a file's
     name the best. None for what is no release."""
-    name, _, quant = model.partition(":")
+    name, quant = split(model)
     if not quant:
         stem = model_name(Path(model)) if model.endswith(".gguf") else model
         quant = quant_of(model) if model.endswith(".gguf") else ""

@@ -166,6 +166,9 @@ def bench_ram(
     ModelNotFound, DoesNotFit."""
     path = model_file(name, synthetic, terminal)
     placements = [place(path, ram, n_ctx=request.n_ctx) for ram in request.rams]
+    sizes = placements[0].sizes
+    if sizes is not None and not sizes.experts:
+        raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
     _check_memory(placements, request, terminal)
     report, routes = _begun(path, placements[0], request, threads)
     runs: list[list[Run]] = [[] for _ in placements]

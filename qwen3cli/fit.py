@@ -127,9 +127,9 @@ def describe(machine: Rates, products: Peaks) -> dict[str, float | None]:
     }
 
 
-def known(value: float | None) -> float | None:
-    """A figure to five digits; None for one that nobody knows."""
-    return None if value is None or math.isnan(value) else float(f"{value:.5g}")
+def known(value: float | None, digits: int = 4) -> float | None:
+    """A rounded figure; None for one that nobody knows."""
+    return None if value is None or math.isnan(value) else round(value, digits)
 
 
 def _decode(
@@ -143,9 +143,9 @@ def _decode(
         found = predict(sizes, placement.expert_bytes, machine, positions=depth, kv=kv)
     return {
         "depth": depth,
-        "tok_s": None if mapped else known(found.tok_s),
-        "floor_tok_s": None if mapped else known(found.floor),
-        "limit_tok_s": known(found.limit),
+        "tok_s": None if mapped else known(found.tok_s, 2),
+        "floor_tok_s": None if mapped else known(found.floor, 2),
+        "limit_tok_s": known(found.limit, 2),
     }
 
 

@@ -94,8 +94,8 @@ def _row(
     tok_s = seconds = None
     if placement.where in ("resident", "offloaded"):
         half = (placement.n_ctx or 0) / 2
-        tok_s = known(predict(sizes, held, machine, positions=half, kv=kv).tok_s)
-        seconds = known(prompt_seconds(sizes, held, machine, products))
+        tok_s = known(predict(sizes, held, machine, positions=half, kv=kv).tok_s, 2)
+        seconds = known(prompt_seconds(sizes, held, machine, products), 2)
     here = _is_here(each)
     return {
         "model": each.name,
@@ -137,8 +137,11 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         "it filled; s/1,000: seconds to read 1,000 tokens of a prompt; fits 35 %: of the experts"
     )
     found = report["recommended"]
-    if found is None:
+    if found is None and ram is None:
+        terminal.note("how much memory there is, is not known here: say it with --ram")
+    elif found is None:
         terminal.note("nothing fits; close other programs, or take a smaller --ctx")
+    if found is None:
         return
     get = " and ".join(f"`{line}`" for line in found["get"] or [f"qwen3 run -m {found['model']}"])
     terminal.note(f"take {found['model']}, {found['why']}: {get}")

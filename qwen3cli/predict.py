@@ -81,13 +81,14 @@ def prompt_seconds(
     reached = PREFILL_REACHED_MIXTURE if sizes.experts else PREFILL_REACHED
     computing = tokens * (sizes.int8 / peaks.int8 + sizes.f32 / peaks.f32) / reached
     missing = sizes.experts - expert_bytes if expert_bytes else 0
-    reading = math.ceil(tokens / _PASS) * missing / rates.disk
+    reading = math.ceil(tokens / _PASS) * missing / rates.disk if missing else 0.0
     return computing + reading - OVERLAP * min(computing, reading)
 
 
 def speed(from_memory: float, from_disk: float, rates: Rates) -> Speed:
     """Of tokens that read so many bytes from either."""
-    memory, disk = from_memory / rates.memory, from_disk / rates.disk
+    memory = from_memory / rates.memory
+    disk = from_disk / rates.disk if from_disk else 0.0  # its rate may be nan
     reached = memory / REACHED
     return Speed(
         tok_s=1 / (reached + disk - OVERLAP * min(reached, disk)),

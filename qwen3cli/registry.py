@@ -53,7 +53,7 @@ class Wanted:
 def wanted(model: str, *, weights: bool = False) -> Wanted:
     """What `pull` fetches: the official GGUF file of a release, by default in Q4_K_M, or what
     a repository has; weights: the safetensors. Raises UsageError and ModelNotFound."""
-    name, quant = _split(model)
+    name, quant = split(model)
     if quant:
         check_quant(quant)
     if weights and quant:
@@ -121,7 +121,7 @@ def default() -> str | None:
 def resolve(model: str) -> Path:
     """The GGUF file that a path or a name stands for, the first one of a split model; a
     known name before a file of that name. Raises ModelNotFound."""
-    name, quant = _split(model)
+    name, quant = split(model)
     if name.lower() in EMBEDDED and not quant:
         return Path(__file__).parent / "models" / EMBEDDED[name.lower()]
     path, release = Path(model), release_of(name)
@@ -173,7 +173,7 @@ def known(*, quants: bool = False) -> list[str]:
 # ---- what a name means ------------------------------------------------------
 
 
-def _split(model: str) -> tuple[str, str]:
+def split(model: str) -> tuple[str, str]:
     """Name and quant of NAME:QUANT; the quant as this module writes it."""
     name, _, quant = model.partition(":")
     quant = quant.lower()
