@@ -73,7 +73,9 @@ def test_the_limits_of_control_groups(tmp_path: Path) -> None:
 
 
 def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
-    mounts = "/dev/sda / ext4 rw 0 0\nserver:/x /home nfs4 rw 0 0\ntmpfs /home/my\\040disk tmpfs rw 0 0\n"
+    mounts = (
+        "/dev/sda / ext4 rw 0 0\ns:/x /home nfs4 rw 0 0\ntmpfs /home/my\\040disk tmpfs rw 0 0\n"
+    )
     tree(tmp_path, {"proc/self/mounts": mounts})
     assert system.mount_of(Path("/usr/lib"), tmp_path) == ("/", "ext4")
     assert system.mount_of(Path("/home/me"), tmp_path) == ("/home", "nfs4")
@@ -88,7 +90,7 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(
         tmp_path,
         {
-            "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.5.1  x",
+            "proc/driver/nvidia/version": "NVRM version: UNIX x86_64 Kernel Module  550.5.1  x",
             "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t Quick 4\nIRQ: 5\n",
         },
     )
@@ -157,7 +159,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".qwen3-*"))
     (tmp_path / ".config/qwen3").mkdir(parents=True)
     (tmp_path / ".config/qwen3/config.toml").write_text("budgets = 3\n")
-    shown = qwen3.terminal("doctor", COLUMNS="80")
+    shown = qwen3.terminal("doctor", COLUMNS="80", NO_COLOR="1")
     assert shown.finish() == 1
     assert "broken: " in shown.text and "budgets" in shown.text
     table = shown.text.partition("broken: ")[0]
