@@ -1,4 +1,4 @@
-"""What --prefer-cached and --drop-misses cost and save: KL from exact decoding, against experts read.
+"""What --prefer-cached and --drop-misses cost and save: KL from exact decoding, and bytes read.
 
 python bench/approximation.py [--tokens 1500] [--threads 2]
 
@@ -58,8 +58,8 @@ def main() -> None:
             stats = model.expert_stats
             read = read or stats.bytes_read
             print(
-                f"| {share:.0%} | {prefer:g} | {drop:g} | {kl.mean():.1e} | {kl.std() / len(kl) ** 0.5:.0e} | {same:.2%} "
-                f"| {stats.hit_rate:.1%} | {stats.bytes_read / read:.2f} |",
+                f"| {share:.0%} | {prefer:g} | {drop:g} | {kl.mean():.1e} "
+                f"| {kl.std() / len(kl) ** 0.5:.0e} | {same:.2%} | {stats.hit_rate:.1%} | {stats.bytes_read / read:.2f} |",
                 flush=True,
             )
 

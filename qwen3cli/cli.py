@@ -129,7 +129,12 @@ def chat(context: typer.Context, *, options: Options) -> int:
 @app.command()
 def fit(
     context: typer.Context,
-    model: ModelArgument,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A GGUF file or a name.", autocompletion=complete_models
+        ),
+    ] = None,
     ram: Annotated[
         str | None,
         typer.Option(
@@ -142,15 +147,45 @@ def fit(
     ctx: Context = None,
     kv: KvType = None,
     threads: Threads = 0,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every release in every quantization.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Tell whether a model fits, and how fast it will decode.
+    """Tell what fits into memory, and how fast it will be.
 
-    Does not load it, but measures the machine anew: up to two seconds.
+    A model need not be installed; without one, all are compared and one is recommended. The
+    machine is measured anew: up to three seconds.
     """
+    if model is None:
+        from qwen3cli.overview import overview
+
+        overview(
+            context.obj,
+            ram=ram,
+            n_ctx=ctx,
+            kv=kv,
+            threads=threads,
+            everything=everything,
+            as_json=as_json,
+        )
+        return
     from qwen3cli.fit import fit
 
+    if everything:
+        raise UsageError("--all does not go with a model")
     fit(model, context.obj, ram=ram, n_ctx=ctx, kv=kv, threads=threads, as_json=as_json)
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: _Json = False) -> int:
+    """Describe this machine, and what is wrong with it.
+
+    Exit code 1: something has to be repaired.
+    """
+    from qwen3cli.doctor import doctor
+
+    return doctor(context.obj, as_json=as_json)
 
 
 @app.command()
