@@ -1,7 +1,7 @@
 """A mixture of experts in less memory than it takes, beside llama.cpp with the file mapped.
 
 python bench/offload.py MODEL [--ram 6G,8G,12G] [--routes uniform] [--decode 16] [--prefill 256]
-[--confine] [--llama]
+[--guess | --no-guess] [--confine] [--llama]
 
 Prints the table of bench/README.md: `qwen3 bench --ram`, each memory in a process of its own.
 MODEL: a GGUF file, or `30b-a3b:q4_k_m`, which is made of random weights. --routes: own, uniform, or
@@ -60,6 +60,8 @@ def ours(path: Path, ram: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "qwen3cli", "bench", "-m", str(path), "--ram", ram, "--json"]
     for flag in ("routes", "decode", "prefill", "threads"):
         command += [f"--{flag}", str(getattr(args, flag))]
+    if args.guess is not None:
+        command.append("--guess" if args.guess else "--no-guess")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"the run with {ram} failed")
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=16)
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--guess", action=argparse.BooleanOptionalAction)
     parser.add_argument("--llama", action="store_true")
     parser.add_argument("--confine", action="store_true")
     args = parser.parse_args()

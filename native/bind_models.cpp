@@ -269,7 +269,13 @@ void bind_models(nb::module_ &m) {
         .def_prop_ro("threads", [](const Model &x) { return qwen3_model_n_threads(x.model); })
         .def_prop_ro("expert_stats", &Model::expert_stats)
         .def("approximate", &Model::approximate, "prefer"_a, "drop"_a)
-        .def("guess", [](const Model &x, bool on) { qwen3_model_guess(x.model, on); }, "on"_a)
+        .def("guess",
+             [](const Model &x, std::optional<bool> on) {
+                 qwen3_model_guess(x.model, !on   ? QWEN3_GUESS_TRY
+                                            : *on ? QWEN3_GUESS_ON
+                                                  : QWEN3_GUESS_OFF);
+             },
+             "on"_a.none())
         .def_prop_ro("isa", [](const Model &x) { return qwen3_model_isa(x.model); })
         .def("metadata",
              [](const Model &x, int64_t max) { return metadata(qwen3_model_file(x.model), max); },

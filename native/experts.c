@@ -17,6 +17,7 @@
 #include "codec.h"
 #include "error.h"
 #include "readers.h"
+#include "trial.h"
 
 enum { HALF_LIFE = 8, FREE = -1 };
 
@@ -38,7 +39,7 @@ typedef struct {
 } usage;
 
 struct expert_store {
-    int n_experts;
+    int n_layers, n_experts;
     expert_extent *extents;
     size_t *bytes; /* of a layer's expert in memory */
     size_t largest;
@@ -54,9 +55,13 @@ struct expert_store {
     float half_life;      /* tokens after which a use counts half */
     uint64_t call, token;
     int layer, n_awaited; /* of the last call */
-    int n_pinned; /* in the last call */
-    int n_guessed, most_guessed, room_for_guesses;
-    atomic_bool failed; /* a read that somebody waited for, since it was asked */
+    int n_pinned;         /* likewise */
+    atomic_bool failed;   /* a read that somebody waited for, since it was asked */
+    int n_guessed, most_guessed;
+    qwen3_guesses guessing;
+    trial trial;          /* of guessing */
+    int64_t began, ended; /* of the token: when its first and its last layer asked */
+    bool one_by_one;      /* it came alone */
     /* waiting */
     pthread_mutex_t lock;
     int n_waiting;
@@ -307,10 +312,23 @@ static bool is_there(const slot *at) {
     return true;
 }
 
+/* Tells tokens apart, and how long one took that came alone. */
+static void follow(expert_store *s, int layer, bool passing) {
+    int64_t now = now_ns();
+    if (layer < s->layer) {
+        if (s->one_by_one && s->layer == s->n_layers - 1) trial_took(&s->trial, s->ended - s->began);
+        s->token++;
+        s->began = now;
+        s->one_by_one = layer == 0;
+    }
+    s->layer = layer;
+    s->ended = now;
+    s->one_by_one &= !passing;
+}
+
 void experts_want(expert_store *s, int layer, const int32_t *experts, int n, const int32_t *next,
                   int n_next, bool passing) {
-    if (layer < s->layer) s->token++; /* the next token */
-    s->layer = layer;
+    follow(s, layer, passing);
     s->call++;
     s->n_pinned = s->n_awaited = 0;
     readers_recall(s->readers);
@@ -352,11 +370,12 @@ void experts_guess(expert_store *s, int layer, const int32_t *experts, int n) {
     read_missing(s, layer, experts, known, true);
 }
 
-bool experts_guesses(const expert_store *s) { return s->most_guessed > 0; }
-
-void experts_set_guesses(expert_store *s, bool on) {
-    s->most_guessed = on ? s->room_for_guesses : 0;
+bool experts_guesses(const expert_store *s) {
+    if (s->most_guessed == 0) return false;
+    return s->guessing == QWEN3_GUESS_TRY ? trial_way(&s->trial) : s->guessing == QWEN3_GUESS_ON;
 }
+
+void experts_set_guesses(expert_store *s, qwen3_guesses how) { s->guessing = how; }
 
 int experts_n_awaited(const expert_store *s) { return s->n_awaited; }
 
@@ -444,8 +463,7 @@ static qwen3_status allocate(expert_store *s, const expert_bank *bank, qwen3_err
         smallest = s->bytes[i] < smallest ? s->bytes[i] : smallest;
     }
     s->largest = largest_layer(bank);
-    s->room_for_guesses = room_for_guesses(s, bank);
-    s->most_guessed = s->room_for_guesses;
+    s->most_guessed = room_for_guesses(s, bank);
     size_t n_slots = (size_t)(s->budget / smallest);
     s->n_slots = (int)(n_slots < n_keys ? n_slots : n_keys);
     s->slots = calloc((size_t)s->n_slots, sizeof *s->slots);
@@ -483,6 +501,7 @@ expert_store *experts_open(const expert_bank *bank, uint64_t budget, int n_reade
         return NULL;
     }
     pthread_mutex_init(&s->lock, NULL);
+    s->n_layers = bank->n_layers;
     s->n_experts = bank->n_experts;
     s->layer = bank->n_layers;
     s->budget = budget;

@@ -63,9 +63,10 @@ bool experts_holds(const expert_store *, int layer, int expert);
  * and pushes out wrong guesses before it, nothing more than a right one would have. The one thread
  * calls it, while others may be in experts_matrix. */
 void experts_guess(expert_store *, int layer, const int32_t *experts, int n);
-/* Whether guesses are of any use: not when every expert has room. */
+/* Whether to guess now: never when every expert has room. By default both ways are tried by turns,
+ * on tokens that come one by one, and the faster one is taken for some time; or it is set. */
 bool experts_guesses(const expert_store *);
-void experts_set_guesses(expert_store *, bool on);
+void experts_set_guesses(expert_store *, qwen3_guesses);
 /* The matrix of a wanted expert, as soon as it is there. After a failed read, and when *cancel
  * becomes true, what it points to is of no use. Any thread. */
 const uint8_t *experts_matrix(expert_store *, int layer, int expert, expert_part,

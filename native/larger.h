@@ -31,9 +31,12 @@ typedef struct {
 /* No session of the model computes meanwhile. */
 qwen3_status qwen3_model_approximate(qwen3_model *, qwen3_approximation, qwen3_error *err);
 
-/* Whether experts that are not in memory are read by a guess before they are chosen: by default
- * they are. No session of the model computes meanwhile. */
-void qwen3_model_guess(qwen3_model *, bool on);
+/* Whether experts in the file are read by a guess, a layer before they are chosen, while nobody
+ * waits for the disk. The answers are the same; by default it is tried, and done where it is
+ * faster. With an approximation nothing is guessed. */
+typedef enum { QWEN3_GUESS_TRY, QWEN3_GUESS_ON, QWEN3_GUESS_OFF } qwen3_guesses;
+/* No session of the model computes meanwhile. */
+void qwen3_model_guess(qwen3_model *, qwen3_guesses);
 
 #ifdef __cplusplus
 }

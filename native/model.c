@@ -364,8 +364,8 @@ qwen3_status qwen3_model_approximate(qwen3_model *m, qwen3_approximation a, qwen
     m->approximates = m->offload.experts && (a.prefer > 0 || a.drop > 0);
     return QWEN3_OK;
 }
-void qwen3_model_guess(qwen3_model *m, bool on) {
-    if (m->offload.experts) experts_set_guesses(m->offload.experts, on);
+void qwen3_model_guess(qwen3_model *m, qwen3_guesses how) {
+    if (m->offload.experts) experts_set_guesses(m->offload.experts, how);
 }
 int qwen3_model_n_threads(const qwen3_model *m) { return pool_size(m->pool); }
 const char *qwen3_model_isa(const qwen3_model *m) { return m->cpu->name; }

@@ -33,7 +33,7 @@ from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from quant.shards import files
-from qwen3cli import peer, registry
+from qwen3cli import obtain, peer, registry
 from qwen3cli.engine import Cancelled, Model, ModelFile, Probe, Session
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.interrupt import interruptible
@@ -340,7 +340,7 @@ def model_file(name: str | None, synthetic: str | None, terminal: Terminal) -> P
     if name and synthetic:
         raise UsageError("choose one of -m and --synthetic")
     if name:
-        return registry.resolve(name)
+        return obtain.resolve(name, terminal)
     if not synthetic:
         raise UsageError(
             "there is nothing to measure: name a model with -m, or a shape to fill with random "

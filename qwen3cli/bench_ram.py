@@ -44,7 +44,7 @@ from qwen3cli.machine import Rates, rates
 from qwen3cli.memory import available, parse_bytes
 from qwen3cli.placement import Placement, place
 from qwen3cli.predict import Speed, predict, speed
-from qwen3cli.routes import guesses_of, routes_of
+from qwen3cli.routes import guesses_of, misses_of, routes_of
 from qwen3cli.terminal import Terminal, one_line
 
 WARM_UP = 32  # tokens, four half-lives of the store's memory of what was used
@@ -72,7 +72,7 @@ class Request:
     routes: str
     rounds: int
     plot: Path | None
-    guess: bool  # experts are read by a guess before they are chosen
+    guess: bool | None  # experts are read by a guess before they are chosen; None: it is tried
     approximation: Approximation
 
     @classmethod
@@ -82,8 +82,8 @@ class Request:
         plan: Plan,
         routes: str | None,
         plot: Path | None,
-        guess: bool,
-        approximation: Approximation,
+        guess: bool | None = None,
+        approximation: Approximation = Approximation(),
     ) -> Request:
         """Raises UsageError."""
         prefills = [work for work in plan.works if work.kind == "prefill"]
@@ -166,8 +166,8 @@ def bench_ram(
     ModelNotFound, DoesNotFit."""
     path = model_file(name, synthetic, terminal)
     placements = [place(path, ram, n_ctx=request.n_ctx) for ram in request.rams]
-    _check_memory(placements, request, terminal)
     report, routes = _begun(path, placements[0], request, threads)
+    _check_memory(placements, request, terminal)
     runs: list[list[Run]] = [[] for _ in placements]
     try:
         with terminal.progress(path.name) as move:
@@ -207,7 +207,8 @@ def _begun(
 ) -> tuple[dict[str, Any], NDArray[np.int32] | None]:
     """What the report begins with, and the routes. Opens the model with the least memory: all
     that was asked wrongly is told before anything is measured."""
-    assert placement.sizes is not None
+    if placement.sizes is None or not placement.sizes.experts:
+        raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
     model = Model(path, threads=threads, expert_bytes=placement.sizes.least_experts)
     routes = routes_of(request.routes, model.config, request.n_ctx)
     if routes is not None:
@@ -247,15 +248,20 @@ def _run(
     prefill = _pass(session, request.prefill.tokens, request.prefill.tokens)
     behind = _pass(session, request.behind, 1)
     divergence = _divergence(session, request) if request.approximation else None
+    n_experts = model.config["n_experts"]
     del session, model  # before the next probe takes memory
     after = rates(path, threads, fresh=True)
 
-    sizes, share = placement.sizes, _share(placement)
+    sizes = placement.sizes
     assert sizes is not None
     now = Rates((before.memory + after.memory) / 2, (before.disk + after.disk) / 2)
     positions = Work("decode", request.decode.tokens, WARM_UP).positions
     from_memory = sizes.dense + sizes.used * sizes.experts + sizes.kv_bytes(positions)
-    misses = 1 - share if request.routes == "uniform" else None
+    misses = None
+    if routes is not None:
+        held = int(_share(placement) * routes.shape[1] * n_experts)
+        tokens = range(WARM_UP, WARM_UP + request.decode.tokens)
+        misses = misses_of(routes, n_experts, held, tokens)
     return Run(
         decode=decode,
         prefill=prefill,
@@ -369,6 +375,7 @@ def _row(placement: Placement, run: Run) -> dict[str, Any]:
     return row
 
 
+_GUESS = {None: "", True: ", guessed always", False: ", guessed never"}
 _DECODE = (
     "GB", "held", "hits", "MB read", "waits", "tok/s", "predicted", "floor", "limit",
 )  # fmt: skip
@@ -380,7 +387,7 @@ def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
     rows = [
         *heading(report),
         ("disk", f"reads {report['machine']['disk_gb_s']:.2f} GB/s"),
-        ("routes", report["routes"] + ("" if report["guess"] else ", nothing is guessed")),
+        ("routes", report["routes"] + _GUESS[report["guess"]]),
         ("decode", f"{decode['tokens']} tokens behind {decode['depth']}"),
     ]
     terminal.table(("machine", ""), rows)

@@ -129,7 +129,12 @@ def chat(context: typer.Context, *, options: Options) -> int:
 @app.command()
 def fit(
     context: typer.Context,
-    model: ModelArgument,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A GGUF file or a name.", autocompletion=complete_models
+        ),
+    ] = None,
     ram: Annotated[
         str | None,
         typer.Option(
@@ -142,15 +147,45 @@ def fit(
     ctx: Context = None,
     kv: KvType = None,
     threads: Threads = 0,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every release in every quantization.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Tell whether a model fits, and how fast it will decode.
+    """Tell what fits into memory, and how fast it will be.
 
-    Does not load it, but measures the machine anew: up to two seconds.
+    A model need not be installed; without one, all are compared and one is recommended. The
+    machine is measured anew: up to three seconds.
     """
+    if model is None:
+        from qwen3cli.overview import overview
+
+        overview(
+            context.obj,
+            ram=ram,
+            n_ctx=ctx,
+            kv=kv,
+            threads=threads,
+            everything=everything,
+            as_json=as_json,
+        )
+        return
     from qwen3cli.fit import fit
 
+    if everything:
+        raise UsageError("--all does not go with a model")
     fit(model, context.obj, ram=ram, n_ctx=ctx, kv=kv, threads=threads, as_json=as_json)
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: _Json = False) -> int:
+    """Describe this machine, and what is wrong with it.
+
+    Exit code 1: something has to be repaired.
+    """
+    from qwen3cli.doctor import doctor
+
+    return doctor(context.obj, as_json=as_json)
 
 
 @app.command()
@@ -192,9 +227,14 @@ def bench(
         ),
     ] = None,
     guess: Annotated[
-        bool,
-        typer.Option("--guess/--no-guess", help="With --ram: read experts ahead by a guess."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--guess/--no-guess",
+            help="With --ram: read experts ahead by a guess, always or never (default: where it "
+            "is faster).",
+            show_default=False,
+        ),
+    ] = None,
     prefer_cached: PreferCached = 0.0,
     drop_misses: DropMisses = 0.0,
     plot: Annotated[
@@ -238,9 +278,9 @@ def bench(
         request = Request.parse(ram, plan, routes, plot, guess, approximation)
         bench_ram(model, synthetic, request, context.obj, threads=threads, as_json=as_json)
         return
-    if routes is not None or plot is not None or not guess or prefer_cached or drop_misses:
+    if routes is not None or plot is not None or guess is not None or prefer_cached or drop_misses:
         raise UsageError(
-            "--routes, --plot, --no-guess, --prefer-cached and --drop-misses go with --ram"
+            "--routes, --plot, --guess, --prefer-cached and --drop-misses go with --ram"
         )
     bench(model, synthetic, plan, context.obj, threads=threads, against=against, as_json=as_json)
 
@@ -276,6 +316,38 @@ def pull(
     from qwen3cli.pull import pull
 
     pull(model, context.obj, weights=weights, revision=revision, offline=offline, as_json=as_json)
+
+
+@app.command()
+def ls(context: typer.Context, as_json: _Json = False) -> None:
+    """List the models on this machine."""
+    from qwen3cli.installed import ls
+
+    ls(context.obj, as_json=as_json)
+
+
+@app.command()
+def rm(
+    context: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Names or paths, as in `ls`.", autocompletion=complete_models
+        ),
+    ],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="The safetensors, not the GGUF file.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Remove models from the Hugging Face cache or the models folder.
+
+    Tells what goes and what else needs it, and asks; in a pipe --yes is needed.
+    """
+    from qwen3cli.remove import rm
+
+    rm(models, context.obj, weights=weights, yes=yes, as_json=as_json)
 
 
 @app.command()
@@ -361,17 +433,35 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Its weights in the cache: their checksums alone.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Fetch damaged files of the cache again.")
+    ] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="A line for every tensor.")] = False,
     threads: QuantizerThreads = 0,
     as_json: _Json = False,
 ) -> int:
     """Check whether a model file is whole, and close to its source.
 
-    Exit code 7: it is not.
+    A file from the hub is compared with its checksum, too. Exit code 7: it is not.
     """
-    from qwen3cli.verify import verify
+    from qwen3cli.verify import verify, verify_weights
 
-    return verify(model, source, context.obj, tensors=tensors, threads=threads, as_json=as_json)
+    if weights:
+        if source is not None or tensors:
+            raise UsageError("--weights goes with neither --source nor --tensors")
+        return verify_weights(model, context.obj, repair=repair, as_json=as_json)
+    return verify(
+        model,
+        source,
+        context.obj,
+        repair=repair,
+        tensors=tensors,
+        threads=threads,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -447,10 +537,10 @@ def show(
     as_json: _Json = False,
 ) -> None:
     """Show the metadata and the tensors of a model file."""
-    from qwen3cli.registry import resolve
+    from qwen3cli.obtain import resolve
     from qwen3cli.show import show
 
-    show(resolve(model), context.obj, tensors=tensors, as_json=as_json)
+    show(resolve(model, context.obj), context.obj, tensors=tensors, as_json=as_json)
 
 
 @app.command()

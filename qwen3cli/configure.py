@@ -21,10 +21,9 @@ from qwen3cli.options import check_setting
 from qwen3cli.terminal import Terminal
 
 
-def show_settings(terminal: Terminal, *, origin: bool, as_json: bool) -> int:
-    """Every setting; what is wrong is told, and then the exit code is 2."""
-    path = config_path()
-    settings, problems = read(path)
+def effective() -> tuple[dict[str, Setting], list[str]]:
+    """The settings that count, and what is wrong in the file and the environment."""
+    settings, problems = read(config_path())
     for key in KEYS:
         try:
             if setting := from_environment(key):
@@ -34,9 +33,15 @@ def show_settings(terminal: Terminal, *, origin: bool, as_json: bool) -> int:
         except UsageError as error:
             problems.append(str(error))
             settings.pop(key, None)
+    return settings, problems
+
+
+def show_settings(terminal: Terminal, *, origin: bool, as_json: bool) -> int:
+    """Every setting; what is wrong is told, and then the exit code is 2."""
+    settings, problems = effective()
     if as_json:
         shown = {key: vars(settings[key]) if key in settings else None for key in KEYS}
-        terminal.json({"path": str(path), "settings": shown, "problems": problems})
+        terminal.json({"path": str(config_path()), "settings": shown, "problems": problems})
     else:
         terminal.table(
             ("setting", "value", "origin") if origin else ("setting", "value"),

@@ -199,9 +199,10 @@ class Model:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
-    def guess(self, on: bool) -> None:
-        """Whether experts that are not in memory are read before they are chosen, by a guess: by
-        default they are. The answers are the same."""
+    def guess(self, on: bool | None) -> None:
+        """Whether experts in the file are read a layer before they are chosen, by a guess, while
+        nobody waits for the disk. None, the default: it is tried, and done where it is faster. The
+        answers are the same."""
         self._native.guess(on)
 
     def metadata(self) -> dict[str, Any]:

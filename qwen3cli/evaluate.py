@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3cli import registry
+from qwen3cli import obtain
 from qwen3cli.engine import Cancelled, Model, Session
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
@@ -141,7 +141,7 @@ def evaluate(reading: Reading, reference: str | None, terminal: Terminal, *, as_
     """Prints the perplexity of a model; with a reference the divergence from it, and both
     perplexities. Raises UsageError for texts without 3 tokens, chunks that a model has not the
     context for, and models whose tokenizers are not the same."""
-    paths = [registry.resolve(each) for each in (reading.model, reference) if each is not None]
+    paths = [obtain.resolve(each, terminal) for each in (reading.model, reference) if each]
     share = 1 / len(paths)
     models = [reader(path, reading, terminal, kv=_KV, share=share) for path in paths]
     chunks = _chunks(models, reading)

@@ -1,17 +1,21 @@
-"""The command `fit`: where a model would lie, and how fast it would decode, without loading it."""
+"""The command `fit` for one model: where it would lie, and how fast it would be, without loading
+it. It need not be there: a release is judged by its shape."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quant.shards import files
-from qwen3cli import registry
-from qwen3cli.errors import FormatError
-from qwen3cli.machine import Rates, rates
+from qwen3cli import hub, registry
+from qwen3cli.advice import Candidate, candidate_of
+from qwen3cli.errors import FormatError, ModelNotFound
+from qwen3cli.machine import Peaks, Rates, peaks, rates, rates_of_folder
 from qwen3cli.memory import amount
-from qwen3cli.placement import OVERHEAD, Placement, place_sizes
-from qwen3cli.predict import Speed, expected_misses, predict, speed
+from qwen3cli.placement import Placement, place_sizes
+from qwen3cli.predict import at_best, expected_misses, predict, prompt_seconds
 from qwen3cli.sizes import Sizes, sizes_of
 from qwen3cli.terminal import Terminal
 
@@ -21,6 +25,17 @@ _WHERE = {
     "mapped": "does not fit: {least:.2f} GB are needed, so the page cache makes do",
     "unknown": "needs {needed:.2f} GB; how much is available is not known here (--ram)",
 }
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is judged."""
+
+    name: str
+    n_bytes: int
+    sizes: Sizes
+    path: Path | None  # None: it is not here
+    candidate: Candidate | None = None
 
 
 def fit(
@@ -35,25 +50,47 @@ def fit(
 ) -> None:
     """Prints the plan for a model in this memory. Raises UsageError, ModelNotFound, FormatError,
     and for a ram that was asked for DoesNotFit, of a dense model as well."""
-    path = registry.resolve(model)
-    sizes = sizes_of(path)
-    if sizes is None:
-        raise FormatError(f"{path}: not a qwen3 or qwen3moe model, or a damaged one")
-    placement = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv)
-    report = _report(path, sizes, placement, kv or sizes.kv, rates(path, threads, fresh=True))
+    subject = _subject(model)
+    placement = place_sizes(subject.name, subject.sizes, ram, n_ctx=n_ctx, kv=kv)
+    if subject.path:
+        machine = rates(subject.path, threads, fresh=True)
+    else:
+        machine = rates_of_folder(hub.cache(), threads, fresh=True)
+    products = peaks(threads, fresh=True)
+    report = _report(subject, placement, kv or subject.sizes.kv, machine, products)
     if as_json:
         terminal.json(report)
     else:
         _show(report, terminal)
 
 
+def _subject(model: str) -> _Subject:
+    try:
+        path = registry.resolve(model)
+    except ModelNotFound:
+        candidate = candidate_of(model)
+        if candidate is None:
+            raise
+        n_bytes = candidate.release.file_bytes(candidate.quant)
+        return _Subject(candidate.name, n_bytes, candidate.sizes, None, candidate)
+    sizes = sizes_of(path)
+    if sizes is None:
+        raise FormatError(f"{path}: not a qwen3 or qwen3moe model, or a damaged one")
+    return _Subject(path.name, sum(file.stat().st_size for file in files(path)), sizes, path)
+
+
 def _report(
-    path: Path, sizes: Sizes, placement: Placement, kv: str, machine: Rates
+    subject: _Subject, placement: Placement, kv: str, machine: Rates, products: Peaks
 ) -> dict[str, Any]:
+    sizes = subject.sizes
     n_ctx = placement.n_ctx or sizes.n_ctx
+    seconds = None
+    if placement.where != "mapped":
+        seconds = prompt_seconds(sizes, placement.expert_bytes, machine, products)
     report: dict[str, Any] = {
-        "model": str(path),
-        "bytes": sum(file.stat().st_size for file in files(path)),
+        "model": str(subject.path or subject.name),
+        "installed": subject.path is not None,
+        "bytes": subject.n_bytes,
         "where": placement.where,
         "ram_bytes": placement.ram,
         "needed_bytes": placement.needed,
@@ -63,8 +100,11 @@ def _report(
         "kv": kv,
         "kv_bytes": int(sizes.kv_bytes(n_ctx, kv)),
         "decode": [_decode(sizes, placement, kv, machine, depth) for depth in (0, n_ctx)],
-        "machine": {"read_gb_s": machine.memory / 1e9, "disk_gb_s": machine.disk / 1e9},
+        "prompt_1000_s": known(seconds),
+        "machine": describe(machine, products),
     }
+    if subject.candidate:
+        report["get"] = list(subject.candidate.commands)
     if sizes.experts:
         mapped = placement.where == "mapped"
         held = placement.expert_bytes or sizes.experts
@@ -77,31 +117,36 @@ def _report(
     return report
 
 
+def describe(machine: Rates, products: Peaks) -> dict[str, float | None]:
+    """The rates of a machine as reports have them."""
+    return {
+        "read_gb_s": known(machine.memory / 1e9),
+        "disk_gb_s": known(machine.disk / 1e9),
+        "int8_gmac_s": known(products.int8 / 1e9),
+        "f32_gmac_s": known(products.f32 / 1e9),
+    }
+
+
+def known(value: float | None, digits: int = 4) -> float | None:
+    """A rounded figure; None for one that nobody knows."""
+    return None if value is None or math.isnan(value) else round(value, digits)
+
+
 def _decode(
     sizes: Sizes, placement: Placement, kv: str, machine: Rates, depth: int
 ) -> dict[str, float | None]:
     """Tokens a second behind so many others; where the page cache decides, only the limit."""
     mapped = placement.where == "mapped"
     if mapped:
-        found = _at_best(sizes, placement, kv, machine, depth)
+        found = at_best(sizes, placement.ram or 0, machine, positions=depth, kv=kv)
     else:
         found = predict(sizes, placement.expert_bytes, machine, positions=depth, kv=kv)
     return {
         "depth": depth,
-        "tok_s": None if mapped else round(found.tok_s, 2),
-        "floor_tok_s": None if mapped else round(found.floor, 2),
-        "limit_tok_s": round(found.limit, 2),
+        "tok_s": None if mapped else known(found.tok_s, 2),
+        "floor_tok_s": None if mapped else known(found.floor, 2),
+        "limit_tok_s": known(found.limit, 2),
     }
-
-
-def _at_best(sizes: Sizes, placement: Placement, kv: str, machine: Rates, depth: int) -> Speed:
-    """As if the page cache kept the weights that every token reads, then experts, and never let
-    one go for another that is needed later."""
-    cache = sizes.kv_bytes(depth, kv)
-    room = (placement.ram or 0) - sizes.dense - OVERHEAD - cache
-    used = sizes.used * sizes.experts
-    misses = expected_misses(room / sizes.experts) if sizes.experts else 0.0
-    return speed(sizes.dense + used + cache, max(0.0, -room) + misses * used, machine)
 
 
 def _show(report: dict[str, Any], terminal: Terminal) -> None:
@@ -121,10 +166,14 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         if report["where"] == "offloaded":
             line += f"; {amount(held)} held, {experts['hit_rate']:.1%} of uses hit"
         rows.append(("experts", line))
+    if "get" in report:
+        rows.insert(1, ("not here", " and ".join(f"`{line}`" for line in report["get"])))
     machine = report["machine"]
+    disk, seconds = machine["disk_gb_s"], report["prompt_1000_s"]
     rows += [
         ("context", f"{report['n_ctx']:,} tokens, {amount(report['kv_bytes'])} in {report['kv']}"),
-        ("reads", f"memory {machine['read_gb_s']:.1f} GB/s, disk {machine['disk_gb_s']:.2f} GB/s"),
+        ("reads", f"memory {machine['read_gb_s']:.1f} GB/s, disk {_number(disk)} GB/s"),
+        ("prompt", f"{_number(seconds)} s for 1,000 tokens"),
     ]
     terminal.table(("fit", ""), rows)
     terminal.table(

@@ -13,7 +13,7 @@ from quant.errors import QuantError
 from quant.imatrix import Corpus, Imatrix, write_imatrix
 from quant.output import destination, replacing
 from quant.shards import model_name
-from qwen3cli import registry
+from qwen3cli import obtain
 from qwen3cli.engine import Cancelled, Importance, Session, Tokenizer
 from qwen3cli.errors import UsageError
 from qwen3cli.interrupt import interruptible
@@ -28,7 +28,7 @@ def imatrix(reading: Reading, out: str | None, terminal: Terminal, *, force: boo
     """Writes out, a file or its folder; by default MODEL-imatrix.gguf in the current folder.
     Ctrl-C writes what was collected until then, if that is a chunk at least, and raises
     KeyboardInterrupt."""
-    path = registry.resolve(reading.model)
+    path = obtain.resolve(reading.model, terminal)
     name = model_name(path)
     target = destination("." if out is None else out, f"{name}-imatrix.gguf")
     _check_free(target, force)

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory and disk: measured once, kept for a month.
+"""How fast this machine reads memory and disk and multiplies: measured once, kept for a month.
 
 $XDG_CACHE_HOME/qwen3/machine.json holds a rate for each machine and number of threads, and for each
 file system. A cache that is damaged, or that cannot be written, costs a second measurement.
@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +30,10 @@ _MONTH = 30 * 86400
 _READERS = 4  # as many threads as the engine reads with, a matrix of an expert at a time
 _PIECE = 1 << 20  # which takes 0.9 MB in 30B-A3B
 _MOST_PIECES = 1 << 15
+_STEP = 1 << 24  # written at once
 _LEAST_FILE = 1 << 28  # a smaller one is read in no time, and says little about its disk
 _MEMORY = 1 << 28  # to read, many times a cache
+_LEAST_PROBE = 1 << 22  # of memory, for one that reads none
 
 
 @dataclass(frozen=True)
@@ -41,38 +44,72 @@ class Rates:
     disk: float  # random reads of a matrix of an expert
 
 
+@dataclass(frozen=True)
+class Peaks:
+    """Products a second, each added up."""
+
+    int8: float
+    f32: float
+
+
 def rates(path: Path, threads: int, *, fresh: bool = False) -> Rates:
     """For a model in this file, computed by so many threads (0: as the engine chooses). fresh:
     measured now, whatever is kept. It takes up to two seconds, else none. Raises OSError
     for a file that cannot be read."""
-    model = Model(registry.resolve("nano"), threads=threads)
     # resolved last: links of the Hugging Face cache lead to files that are named otherwise
     path = max(files(path), key=lambda file: file.stat().st_size).resolve()
-    kept = {} if fresh else _load()
-    measured: dict[str, dict[str, float]] = {}
-
-    def rate(key: str, measure: Callable[[], float], *, keep: bool = True) -> float:
-        found = _valid(kept.get(key)) if keep else None
-        if found is None:
-            found = measure()
-            if keep and math.isfinite(found):
-                measured[key] = {"bytes_s": found, "time": time.time()}
-        return found
-
-    memory = rate(f"memory: {_machine()}, {model.threads} threads", lambda: _memory_rate(model))
-    disk = rate(
-        f"disk: {_machine()}, {_file_system(path)}",
-        lambda: disk_rate(path),
-        keep=path.stat().st_size >= _LEAST_FILE,
-    )
-    if measured:
-        _save(measured)
+    model = Model(registry.resolve("nano"), threads=threads)
+    with _Kept(fresh) as kept:
+        memory = _memory(model, kept)
+        disk = kept.rate(
+            f"disk: {_machine()}, {_file_system(path)}",
+            lambda: disk_rate(path),
+            keep=path.stat().st_size >= _LEAST_FILE,
+        )
     return Rates(memory, min(disk, memory))  # faster than memory is what was in memory
+
+
+def rates_of_folder(folder: Path, threads: int, *, fresh: bool = False) -> Rates:
+    """As rates, for a model that is not there yet but will be in this folder. The disk is read
+    from a large file below it, else from one that is written and gone again: up to three
+    seconds. A disk that cannot be measured has rate nan."""
+    folder = nearest(folder)
+    model = Model(registry.resolve("nano"), threads=threads)
+    with _Kept(fresh) as kept:
+        memory = _memory(model, kept)
+        try:
+            disk = kept.rate(
+                f"disk: {_machine()}, {_file_system(folder / 'file')}",
+                lambda: folder_rate(folder),
+            )
+        except OSError:
+            disk = math.nan
+    return Rates(memory, memory if disk > memory else disk)
+
+
+def peaks(threads: int, *, fresh: bool = False) -> Peaks:
+    """Of so many threads of the engine (0: as it chooses); a tenth of a second, else none."""
+    model = Model(registry.resolve("nano"), threads=threads)
+    of = f"{_machine()}, {model.isa}, {model.threads} threads"
+    with _Kept(fresh) as kept:
+        int8 = kept.rate(f"int8: {of}", lambda: Probe(model, _LEAST_PROBE).int8())
+        f32 = kept.rate(f"f32: {of}", lambda: Probe(model, _LEAST_PROBE).f32())
+    return Peaks(int8, f32)
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or of those above it the first one that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir()).resolve()
 
 
 def memory_rate(threads: int) -> float:
     """Bytes a second that so many threads of the engine read from memory."""
     return _memory_rate(Model(registry.resolve("nano"), threads=threads))
+
+
+def _memory(model: Model, kept: _Kept) -> float:
+    key = f"memory: {_machine()}, {model.threads} threads"
+    return kept.rate(key, lambda: _memory_rate(model))
 
 
 def _memory_rate(model: Model) -> float:
@@ -88,32 +125,100 @@ def disk_rate(path: Path, *, seconds: float = 1.0) -> float:
     Raises OSError."""
     fd, direct = _open(path)
     try:
-        n = max(1, os.fstat(fd).st_size // _PIECE)
-        pieces = iter(random.sample(range(n), min(n, _MOST_PIECES)))
-        end = time.monotonic() + seconds
-
-        def read(_: int) -> int:
-            done = 0
-            with mmap.mmap(-1, _PIECE) as buffer:  # begins with a page, as O_DIRECT asks for
-                for piece in pieces:
-                    at = piece * _PIECE
-                    if not _is_hole(fd, at):
-                        if not direct:
-                            _forget(fd, at)
-                        done += os.preadv(fd, [buffer], at)
-                    if time.monotonic() >= end:
-                        break
-            return done
-
-        started = time.monotonic()
-        with ThreadPoolExecutor(_READERS) as pool:
-            done = sum(pool.map(read, range(_READERS)))
-        return done / (time.monotonic() - started) if done else math.inf
+        return _disk_rate(fd, direct, seconds)
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
     finally:
         os.close(fd)
+
+
+def folder_rate(folder: Path) -> float:
+    """disk_rate of the largest file in a Hugging Face cache, or in the models folder on the same
+    file system; if there is no large one, of one that is written for a second and has no name by
+    then: a kill leaves nothing. What was just written may come from a cache of the disk's own.
+    Raises OSError where nothing can be written."""
+    if path := _large_file(folder):
+        return disk_rate(path)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".qwen3-", delete=False) as file:
+        fd, direct = -1, False
+        try:
+            try:
+                file.write(os.urandom(_PIECE))
+                file.flush()
+                fd, direct = _open(Path(file.name))
+            finally:
+                Path(file.name).unlink()
+            _fill(file.fileno(), 1.0)
+            return _disk_rate(fd, direct, 1.0)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def reads_directly(folder: Path) -> bool | None:
+    """Whether reads of files in this folder can go past the page cache. None: nothing can be
+    written there to try it."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=nearest(folder), prefix=".qwen3-") as file:
+            file.write(bytes(mmap.PAGESIZE))
+            file.flush()
+            fd, direct = _open(Path(file.name))
+            os.close(fd)
+            return direct
+    except OSError:
+        return None
+
+
+def _large_file(folder: Path) -> Path | None:
+    folders = [(folder, "models--*/blobs/*")]
+    with suppress(OSError):
+        folders.append((registry.models_folder(), "*.gguf"))
+    device, found = folder.stat().st_dev, []
+    for base, pattern in folders:
+        for path in base.glob(pattern):
+            with suppress(OSError):
+                at = path.stat()
+                if at.st_dev == device and at.st_size >= _LEAST_FILE and os.access(path, os.R_OK):
+                    found.append((at.st_size, path.resolve()))
+    return max(found)[1] if found else None
+
+
+def _fill(fd: int, seconds: float) -> None:
+    """Writes to the disk, to the least size of a file that is measured, for so long at most and
+    into an eighth of the free space."""
+    most = min(_LEAST_FILE, os.fstatvfs(fd).f_bavail * os.fstatvfs(fd).f_frsize // 8)
+    end = time.monotonic() + seconds
+    data = os.urandom(_STEP)  # that no file system can pack
+    for _ in range(most // _STEP):
+        os.write(fd, data)
+        os.fsync(fd)
+        if time.monotonic() >= end:
+            break
+
+
+def _disk_rate(fd: int, direct: bool, seconds: float) -> float:
+    n = max(1, os.fstat(fd).st_size // _PIECE)
+    pieces = iter(random.sample(range(n), min(n, _MOST_PIECES)))
+    end = time.monotonic() + seconds
+
+    def read(_: int) -> int:
+        done = 0
+        with mmap.mmap(-1, _PIECE) as buffer:  # begins with a page, as O_DIRECT asks for
+            for piece in pieces:
+                at = piece * _PIECE
+                if not _is_hole(fd, at):
+                    if not direct:
+                        _forget(fd, at)
+                    done += os.preadv(fd, [buffer], at)
+                if time.monotonic() >= end:
+                    break
+        return done
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(_READERS) as pool:
+        done = sum(pool.map(read, range(_READERS)))
+    return done / (time.monotonic() - started) if done else math.inf
 
 
 def _open(path: Path) -> tuple[int, bool]:
@@ -152,6 +257,31 @@ def _forget(fd: int, at: int) -> None:
 # ---- what is kept --------------------------------------------------------------------
 
 
+class _Kept:
+    """The rates that were measured before, and now: these are kept in the end."""
+
+    def __init__(self, fresh: bool) -> None:
+        """fresh: all are measured."""
+        self._before = {} if fresh else _load()
+        self._now: dict[str, dict[str, float]] = {}
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._now:
+            _save(self._now)
+
+    def rate(self, key: str, measure: Callable[[], float], *, keep: bool = True) -> float:
+        """As it was measured before, or is by measure now."""
+        found = _valid(self._before.get(key)) if keep else None
+        if found is None:
+            found = measure()
+            if keep and math.isfinite(found):
+                self._now[key] = {"per_s": found, "time": time.time()}
+        return found
+
+
 def _machine() -> str:
     """What tells machines apart that share a home: not their names, which change."""
     cpu = os.uname().machine
@@ -184,7 +314,7 @@ def _load() -> dict[str, Any]:
 def _valid(entry: Any) -> float | None:
     """The rate of an entry, unless it is too old or is none."""
     try:
-        rate, age = float(entry["bytes_s"]), time.time() - float(entry["time"])
+        rate, age = float(entry["per_s"]), time.time() - float(entry["time"])
     except (TypeError, KeyError, ValueError, OverflowError):
         return None
     return rate if 0 < rate < math.inf and 0 <= age < _MONTH else None

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quant.shards import files
-from qwen3cli.errors import DoesNotFit, UsageError
+from qwen3cli.errors import DoesNotFit
 from qwen3cli.memory import amount, available, parse_bytes
-from qwen3cli.sizes import Sizes, sizes_of
+from qwen3cli.sizes import OVERHEAD, Sizes, sizes_of
 
 if TYPE_CHECKING:  # what it needs takes longer to import than a model that fits to be placed
     from qwen3cli.predict import Speed
 
-OVERHEAD = 300_000_000  # the interpreter, the tokenizer, working memory of a pass
 _SHARE = 0.85  # of what is available, with --ram auto: the rest is for the user's other programs
 _LEAST_CONTEXT = 2048
 
@@ -59,6 +57,20 @@ class Placement:
             return text
         return f"{text}, for about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
 
+    def warning(self, name: str, speed: Speed | None = None) -> str:
+        """A line for the user, of a model that is mapped into too little memory. speed: of its
+        decode, if the page cache does well."""
+        from qwen3cli.advice import instead
+
+        assert self.ram is not None
+        text = (
+            f"qwen3: {name}: needs {amount(self.least)} of memory, {amount(self.ram)} are "
+            "available: it will read from the disk all the time"
+        )
+        if speed is not None:
+            text += f", for {speed.limit:.2g} tok/s at most"
+        return text + instead(name, self.ram, n_ctx=self.n_ctx)
+
 
 def place(
     path: Path,
@@ -70,19 +82,23 @@ def place(
 ) -> Placement:
     """Of a model that is to run. ram: "8G", or "auto" (and None): what is available now, if the
     file does not fit into it. share: of that memory, where several models are open. A dense
-    model is mapped, whatever there is.
+    model is mapped whatever is available: the page cache may make do.
 
-    Raises UsageError, and for a ram that was asked for DoesNotFit with what is needed.
+    Raises UsageError, and for a ram that was asked for DoesNotFit with what is needed and what
+    fits instead.
     """
     sizes = sizes_of(path)
-    if sizes is not None and sizes.experts:
-        found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
-        # who makes do with less memory than is needed, makes do with any context
-        return found if found.where in ("resident", "offloaded") else replace(found, n_ctx=n_ctx)
-    most = math.inf if ram in (None, "auto") else parse_bytes(str(ram), "--ram")
-    if sum(file.stat().st_size for file in files(path)) > most:
-        raise UsageError(f"--ram: {path.name} has no experts that could stay in the file")
-    return Placement(None, n_ctx, sizes=sizes)
+    if sizes is None:
+        return Placement(None, n_ctx)
+    if not sizes.experts and ram in (None, "auto"):
+        # all that is available counts: what it takes of the page cache comes back when asked for
+        free = available()
+        least = sizes.least(n_ctx or min(_LEAST_CONTEXT, sizes.n_ctx), kv)
+        most = None if free is None else int(free * share)
+        return Placement(most, n_ctx, sizes=sizes, needed=least, least=least)
+    found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
+    # who makes do with less memory than is needed, makes do with any context
+    return found if found.where in ("resident", "offloaded") else replace(found, n_ctx=n_ctx)
 
 
 def place_sizes(
@@ -95,34 +111,46 @@ def place_sizes(
     share: float = 1.0,
 ) -> Placement:
     """As place, of a model of these sizes, dense ones judged as well."""
-    asked = None if ram in (None, "auto") else int(parse_bytes(str(ram), "--ram") * share)
-    free = None if asked is not None else available()
-    most = asked if free is None else int(free * _SHARE * share)
-    context = n_ctx or (sizes.n_ctx if most is None else _context(most, sizes, kv))
-    always = sizes.dense + OVERHEAD + math.ceil(sizes.kv_bytes(context, kv))
-    needed = always + math.ceil(sizes.experts * 1.01)  # pages round up
-    least = always + sizes.least_experts
+    found = plan(sizes, budget(ram, share), n_ctx=n_ctx, kv=kv)
+    if found.where == "mapped" and ram not in (None, "auto"):
+        raise _refusal(name, found, share, kv)
+    return found
+
+
+def budget(ram: str | None, share: float = 1.0) -> int | None:
+    """The memory that ram says, None where nobody knows what is available. Raises UsageError."""
+    if ram not in (None, "auto"):
+        return int(parse_bytes(str(ram), "--ram") * share)
+    free = available()
+    return None if free is None else int(free * _SHARE * share)
+
+
+def plan(
+    sizes: Sizes, ram: int | None, *, n_ctx: int | None = None, kv: str | None = None
+) -> Placement:
+    """In so many bytes; where it does not fit, it is mapped."""
+    context = n_ctx or (sizes.n_ctx if ram is None else _context(ram, sizes, kv))
+    needed, least = sizes.needed(context, kv), sizes.least(context, kv)
     held = 0
-    if most is not None and needed > most:
-        if least <= most:
-            held = most - always
-        elif asked is not None:  # else the page cache makes do with what there is
-            raise _refusal(name, sizes, most, least, context, share)
-    return Placement(most, context, held, sizes, needed, least)
+    if sizes.experts and ram is not None and least <= ram < needed:
+        held = ram - (least - sizes.least_experts)
+    return Placement(ram, context, held, sizes, needed, least)
 
 
-def _refusal(
-    name: str, sizes: Sizes, most: int, least: int, context: int, share: float
-) -> DoesNotFit:
-    enough = math.ceil(least / share / 1e7) / 100  # as --ram takes it
+def _refusal(name: str, found: Placement, share: float, kv: str | None) -> DoesNotFit:
+    from qwen3cli.advice import instead
+
+    sizes, ram = found.sizes, found.ram
+    assert sizes is not None and ram is not None
+    enough = math.ceil(found.least / share / 1e7) / 100  # as --ram takes it
     text = (
-        f"{name}: {amount(most / share)} of memory is too little: {enough:.2f} GB are needed with "
-        f"a context of {context:,} tokens (--ctx); {amount(sizes.dense)} of weights are read for "
-        "every token"
+        f"{name}: {amount(ram / share)} of memory is too little: {enough:.2f} GB are needed with "
+        f"a context of {found.n_ctx:,} tokens (--ctx); {amount(sizes.dense)} of weights are read "
+        "for every token"
     )
     if sizes.experts:
         text += f", and one token meets {amount(sizes.least_experts)} of experts"
-    return DoesNotFit(text)
+    return DoesNotFit(text + instead(name, ram, n_ctx=found.n_ctx, kv=kv))
 
 
 def _context(ram: int, sizes: Sizes, kv: str | None) -> int:

@@ -7,18 +7,18 @@ import errno
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quant.shards import files as shards_of
 from quant.shards import opens_a_model
-from qwen3cli import hub, registry
+from qwen3cli import hub, journal, registry
 from qwen3cli.errors import FormatError, ModelNotFound, Qwen3Error, UsageError
 from qwen3cli.names import check_file
 from qwen3cli.registry import Wanted
 from qwen3cli.remote import Hub, Listing, RemoteFile, Unreachable
-from qwen3cli.store import Store
+from qwen3cli.store import Store, locked
 from qwen3cli.terminal import Terminal
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
@@ -68,28 +68,86 @@ def _checked(revision: str) -> str:
 
 def _fetched(model: str, wish: Wanted, revision: str, terminal: Terminal) -> dict[str, Any]:
     with Hub(terminal.note) as source:
-        listing = source.listing(wish.repository, revision)
-        files = _chosen(wish, listing)
-        store = Store(listing, terminal.note)
-        missing = [file for file in files if not store.has(file)]
-        needed = sum(map(store.missing_bytes, missing))
-        _check_space(model, store.root, needed)
+        return Order(model, wish, source, revision, terminal.note).fetch(terminal)
+
+
+class Order:
+    """What there is to fetch for a model. Lives as long as its source."""
+
+    def __init__(
+        self, model: str, wish: Wanted, source: Hub, revision: str, note: Callable[[str], None]
+    ) -> None:
+        """Asks the hub. Raises ModelNotFound, FormatError, Unreachable."""
+        self._model, self._wish, self._source, self._revision = model, wish, source, revision
+        self._note = note
+        self._listing = source.listing(wish.repository, revision)
+        self._files = _chosen(wish, self._listing)
+        self._store = Store(self._listing, note)
+        missing = [file for file in self._files if not self._store.has(file)]
+        self.needed = sum(map(self._store.missing_bytes, missing))  # bytes
+
+    @property
+    def free(self) -> int:
+        """Bytes on the disk of the cache."""
+        root = self._store.root
+        disk = next(folder for folder in (root, *root.parents) if folder.exists())
+        return shutil.disk_usage(disk).free
+
+    def fetch(self, terminal: Terminal) -> dict[str, Any]:
+        """Into the cache, behind a bar; the report for --json. Raises Qwen3Error."""
+        wish, root = self._wish, self._store.root
+        if self.needed > self.free:
+            raise Qwen3Error(
+                f"{self._model}: needs {size(self.needed)}, but the disk of {root} has "
+                f"{size(self.free)} free; free some space, or set HF_HOME to a folder on another "
+                "disk"
+            )
         try:
-            with terminal.progress(f"{wish.name} from {wish.repository}", "MB", 10**6) as move:
-                received = _Count(move, needed)
-                for file in missing:
-                    store.fetch(source, file, received)
-            store.publish(files, revision)
+            with locked(wish.repository, self._note):
+                received = self._receive(terminal)
         except Unreachable as error:
             raise Qwen3Error(f"{error}; {_GOES_ON}") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise Qwen3Error(
-                f"{store.root}: the disk is full; free some space; {_GOES_ON}"
-            ) from None
-    names = [file.name for file in files]
-    return _report(wish, store.snapshot, listing.commit, names) | {"received_bytes": received.bytes}
+            raise Qwen3Error(f"{root}: the disk is full; free some space; {_GOES_ON}") from None
+        names = [file.name for file in self._files]
+        report = _report(wish, self._store.snapshot, self._listing.commit, names)
+        return report | {"received_bytes": received}
+
+    def _receive(self, terminal: Terminal) -> int:
+        """Bytes that came."""
+        wish, started = self._wish, time.monotonic()
+        parts = [journal.Part(file.name, file.size, file.digest) for file in self._files]
+        begun = journal.Begun(wish.name, wish.kind, wish.repository, parts)
+        journal.begin(begun)
+        with terminal.progress(f"{wish.name} from {wish.repository}", "MB", 10**6) as move:
+            received = _Count(move, self.needed)
+            for file in self._files:
+                if not self._store.has(file):  # asked again: now nobody removes it
+                    self._store.fetch(self._source, file, received)
+        self._store.publish(self._files, self._revision)
+        journal.end(begun)
+        journal.note_rate(received.bytes, time.monotonic() - started)
+        return received.bytes
+
+
+def repair(origins: Sequence[hub.Origin], terminal: Terminal) -> None:
+    """Fetches damaged files of a repository and a commit again, into their places. Raises
+    Qwen3Error when that cannot be."""
+    repository, commit = origins[0].repository, origins[0].commit
+    with Hub(terminal.note) as source, locked(repository, terminal.note):
+        listing = source.listing(repository, commit)
+        if gone := {each.name for each in origins} - set(listing.names):
+            raise ModelNotFound(f"{repository}: the hub has no {min(gone)} at {commit}")
+        store = Store(listing, terminal.note)
+        files = [listing.file(each.name) for each in origins]
+        total = sum(file.size for file in files)
+        with terminal.progress(f"{repository}: {len(files)} again", "MB", 10**6) as move:
+            received = _Count(move, total)
+            for file in files:
+                store.fetch(source, file, received)
+        store.publish(files, commit)
 
 
 class _Count:
@@ -127,16 +185,6 @@ def _whole(names: Iterable[str]) -> list[str]:
     """With all parts of the models that are split."""
     every = (part.as_posix() for name in names for part in shards_of(Path(name)))
     return list(dict.fromkeys(every))
-
-
-def _check_space(model: str, root: Path, needed: int) -> None:
-    disk = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(disk).free
-    if needed > free:
-        raise Qwen3Error(
-            f"{model}: needs {_size(needed)}, but the disk of {root} has {_size(free)} free; "
-            "free some space, or set HF_HOME to a folder on another disk"
-        )
 
 
 # ---- without a network ------------------------------------------------------
@@ -193,11 +241,12 @@ def _tell(wish: Wanted, report: dict[str, Any], terminal: Terminal) -> None:
     received, seconds = report["received_bytes"], report["seconds"]
     how = "is here already"
     if received:
-        how = f"received {_size(received)} in {seconds:,.1f} s, {_size(received / seconds)}/s"
-    terminal.note(f"{wish.name}: {report['path']} ({_size(report['bytes'])}): {how}")
+        how = f"received {size(received)} in {seconds:,.1f} s, {size(received / seconds)}/s"
+    terminal.note(f"{wish.name}: {report['path']} ({size(report['bytes'])}): {how}")
     if wish.kind == "weights":
         terminal.note(f"`qwen3 quantize {wish.name} --q4` makes a model of them")
 
 
-def _size(n: float) -> str:
+def size(n: float) -> str:
+    """Bytes for people: 2.5 GB, 0.3 MB."""
     return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"

@@ -9,7 +9,7 @@ from quant.output import destination, refuse_others
 from quant.quantize import default_output, predict
 from quant.quantize import quantize as write_gguf
 from quant.shards import forms, opens_a_model
-from qwen3cli import registry
+from qwen3cli import obtain, registry
 from qwen3cli.errors import UsageError
 from qwen3cli.memory import parse_bytes
 from qwen3cli.terminal import Terminal
@@ -32,7 +32,7 @@ def quantize(
     cache. out: a file, or the folder to write it to; by default a path's file goes to the
     current folder, a name's where -m finds it. split_size: as parse_bytes has it."""
     most = _split_bytes(split_size)
-    path, name = registry.source(source)
+    path, name = obtain.source(source, terminal)
     if out is None:
         folder = Path() if path is name else registry.models_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def dry_run(
     imatrix: Path | None,
 ) -> None:
     """Prints what each type would come to, and the size of each file to the byte."""
-    path, _ = registry.source(source)
+    path, _ = obtain.source(source, terminal)
     told = predict(
         path,
         recipe,

@@ -53,7 +53,7 @@ class Wanted:
 def wanted(model: str, *, weights: bool = False) -> Wanted:
     """What `pull` fetches: the official GGUF file of a release, by default in Q4_K_M, or what
     a repository has; weights: the safetensors. Raises UsageError and ModelNotFound."""
-    name, quant = _split(model)
+    name, quant = split(model)
     if quant:
         check_quant(quant)
     if weights and quant:
@@ -85,7 +85,7 @@ def wanted(model: str, *, weights: bool = False) -> Wanted:
 
 def release_of(name: str) -> Release | None:
     """The release that a name without a :quant means: 4b, Qwen3-4B, Qwen/Qwen3-4B-GGUF."""
-    return _BY_STEM.get(_normalized(name).removesuffix("-gguf"))
+    return _BY_STEM.get(normalized(name).removesuffix("-gguf"))
 
 
 def models_folder() -> Path:
@@ -121,7 +121,7 @@ def default() -> str | None:
 def resolve(model: str) -> Path:
     """The GGUF file that a path or a name stands for, the first one of a split model; a
     known name before a file of that name. Raises ModelNotFound."""
-    name, quant = _split(model)
+    name, quant = split(model)
     if name.lower() in EMBEDDED and not quant:
         return Path(__file__).parent / "models" / EMBEDDED[name.lower()]
     path, release = Path(model), release_of(name)
@@ -149,7 +149,7 @@ def source(model: str) -> tuple[Path, Path]:
     if release is None and not _is_repository(model):
         raise ModelNotFound(
             f"{model}: neither a folder, a file nor a known model"
-            f"{suggestion(_normalized(model), RELEASES)}"
+            f"{suggestion(normalized(model), RELEASES)}"
         )
     repository = release.weights if release else model
     name = release.name if release else model.partition("/")[2]
@@ -166,21 +166,21 @@ def known(*, quants: bool = False) -> list[str]:
     """Names that MODEL can be: the installed ones, with their quants, then the others; quants:
     with those that are published."""
     published = [f"{r.name}:{quant}" for r in RELEASES.values() for quant in r.quants if quants]
-    here = map(_installed_name, installed())
+    here = map(installed_name, installed())
     return list(dict.fromkeys([*here, *EMBEDDED, *RELEASES, *published]))
 
 
 # ---- what a name means ------------------------------------------------------
 
 
-def _split(model: str) -> tuple[str, str]:
+def split(model: str) -> tuple[str, str]:
     """Name and quant of NAME:QUANT; the quant as this module writes it."""
     name, _, quant = model.partition(":")
     quant = quant.lower()
     return name, _SHORT.get(quant, quant)
 
 
-def _normalized(model: str) -> str:
+def normalized(model: str) -> str:
     """A model's name or a file's stem as this module writes it: 0.6b for Qwen/Qwen3-0.6B."""
     return model.lower().removeprefix("qwen/").removeprefix("qwen3-")
 
@@ -188,7 +188,7 @@ def _normalized(model: str) -> str:
 _BY_STEM = {
     stem: release
     for release in RELEASES.values()
-    for stem in (release.name, _normalized(release.weights))
+    for stem in (release.name, normalized(release.weights))
 }
 
 
@@ -203,7 +203,7 @@ def _is_repository(name: str) -> bool:
 def _needs_owner(name: str) -> str:
     if "/" not in name:
         check_name(name)
-        raise ModelNotFound(f"{name}: not a known model{suggestion(_normalized(name), RELEASES)}")
+        raise ModelNotFound(f"{name}: not a known model{suggestion(normalized(name), RELEASES)}")
     return name
 
 
@@ -222,11 +222,11 @@ def _candidates(name: str, release: Release | None) -> dict[str, Path]:
     """The files of a model on this machine by quant; the models folder before the cache."""
     if release:
         cached = hub.gguf_files(release.gguf) if release.gguf else []
-        stems = {release.name, _normalized(release.weights)}
+        stems = {release.name, normalized(release.weights)}
         return _quants([*cached, *installed()], stems)
     if _is_repository(name):
         return {quant_of(path.as_posix()): path for path in hub.gguf_files(name)}
-    return _quants(installed(), {_normalized(name)})
+    return _quants(installed(), {normalized(name)})
 
 
 def _quants(files: Iterable[Path], names: set[str]) -> dict[str, Path]:
@@ -234,7 +234,7 @@ def _quants(files: Iterable[Path], names: set[str]) -> dict[str, Path]:
     are the same, the last."""
     found = {}
     for path in files:
-        stem = _normalized(model_name(path))
+        stem = normalized(model_name(path))
         for name in names:
             if stem == name:
                 found[""] = path
@@ -267,7 +267,7 @@ def _patterns(quant: str) -> tuple[str, ...]:
 
 
 def _chosen(wish: Wanted, paths: list[str]) -> list[str]:
-    there = sorted(path for path in paths if not _is_beside(path))
+    there = sorted(path for path in paths if not is_beside(path))
     patterns = wish.files
     if wish.kind == "gguf":
         there = [path for path in there if path.lower().endswith(".gguf")]
@@ -289,7 +289,7 @@ def _chosen(wish: Wanted, paths: list[str]) -> list[str]:
     return [path for path in found if PurePosixPath(path).parent == first]
 
 
-def _is_beside(path: str) -> bool:
+def is_beside(path: str) -> bool:
     """Whether a file only accompanies models: projectors, importances."""
     return any(word in path.lower() for word in ("mmproj", "imatrix"))
 
@@ -297,9 +297,9 @@ def _is_beside(path: str) -> bool:
 # ---- what to tell -----------------------------------------------------------
 
 
-def _installed_name(path: Path) -> str:
+def installed_name(path: Path) -> str:
     """The shortest name of a file in the models folder: 4b:q4_k_m."""
-    stem = _normalized(model_name(path))
+    stem = normalized(model_name(path))
     quant = quant_of(path.name)
     name = stem[: -len(quant) - 1] if quant else stem
     release = _BY_STEM.get(name)
@@ -308,12 +308,9 @@ def _installed_name(path: Path) -> str:
 
 
 def _missing(model: str, name: str, release: Release | None, quants: list[str]) -> ModelNotFound:
-    if quants:
-        return ModelNotFound(f"{model}: not on this machine; installed: {', '.join(quants)}")
-    if release:
-        ready = f"`qwen3 pull {release.name}` gets a ready file, " if release.gguf else ""
-        made = f"`qwen3 pull {release.name} --weights` and `qwen3 quantize {release.name} --q4`"
-        return ModelNotFound(f"{model}: not on this machine; {ready}{made} make one")
+    here = f"; installed: {', '.join(quants)}" if quants else ""
+    if release or (quants and _is_repository(name)):
+        return ModelNotFound(f"{model}: not on this machine; {_way_to(model, release)}{here}")
     if _is_repository(name):
         return ModelNotFound(
             f"{model}: there is no such model file, and nothing of such a repository is in the "
@@ -321,7 +318,21 @@ def _missing(model: str, name: str, release: Release | None, quants: list[str]) 
         )
     if "/" in name or name.endswith(".gguf"):
         return ModelNotFound(f"{model}: there is no such model file")
+    if quants:
+        return ModelNotFound(f"{model}: not on this machine{here}")
     return ModelNotFound(
         f"{model}: neither a file nor a known model"
-        f"{suggestion(_normalized(name), [*EMBEDDED, *RELEASES])}"
+        f"{suggestion(normalized(name), [*EMBEDDED, *RELEASES])}"
     )
+
+
+def _way_to(model: str, release: Release | None) -> str:
+    """The commands that get a release or a repository."""
+    try:
+        wanted(model)
+    except ModelNotFound as error:
+        return str(error).removeprefix(f"{model}: ")
+    if release is None:
+        return f"`qwen3 pull {model}` gets it"
+    made = f"`qwen3 pull {release.name} --weights` and `qwen3 quantize {release.name} --q4`"
+    return f"`qwen3 pull {model.lower()}` gets a ready file, {made} make one"

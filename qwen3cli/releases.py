@@ -57,14 +57,20 @@ class Release:
 
         return n_weights(self.shape, active=True)
 
-    def file_bytes(self, quant: str) -> int:
-        """The size of a GGUF file, within 0.1 %. Raises UsageError for an unknown quant."""
+    def tensors(self, quant: str) -> list[tuple[str, tuple[int, ...], str, int]]:
+        """(name, shape, type, bytes) of all in a GGUF file. Raises UsageError for an unknown
+        quant."""
         from quant.layout import layout
         from quant.recipes import assign, recipe
         from quant.writer import TensorInfo
 
         tensors = assign(recipe(quant), layout(self.shape), self.shape)
-        return _METADATA_BYTES + sum(TensorInfo.of(*tensor).n_bytes for tensor in tensors)
+        infos = [TensorInfo.of(*tensor) for tensor in tensors]
+        return [(info.name, info.shape, info.type, info.n_bytes) for info in infos]
+
+    def file_bytes(self, quant: str) -> int:
+        """The size of a GGUF file, within 0.1 %. Raises UsageError for an unknown quant."""
+        return _METADATA_BYTES + sum(n_bytes for *_, n_bytes in self.tensors(quant))
 
 
 RELEASES = {

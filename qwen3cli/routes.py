@@ -58,6 +58,32 @@ def guesses_of(routes: NDArray[np.int32], n_experts: int) -> NDArray[np.int32]:
     return rank.argsort(axis=2, kind="stable")[:, :, : routes.shape[2]].astype(np.int32)
 
 
+def misses_of(routes: NDArray[np.int32], n_experts: int, held: int, tokens: range) -> float:
+    """Of what these tokens take by their routes, the share that a store of so many experts misses,
+    who begins empty at the first token and forgets as the engine's does: uses count half after
+    eight tokens."""
+    n_layers = routes.shape[1]
+    heat, last = np.zeros(n_layers * n_experts), np.zeros(n_layers * n_experts)
+    order = np.full(n_layers * n_experts, np.inf)  # the lowest of those held leaves; inf: not held
+    n_held = wanted = missed = 0
+    for t in range(tokens.stop):
+        for layer, chosen in enumerate(routes[t % len(routes)]):
+            keys = layer * n_experts + chosen.astype(np.int64)
+            absent = int(np.isinf(order[keys]).sum())
+            order[keys] = np.inf  # none of them leaves
+            n_held += absent
+            for _ in range(max(0, n_held - held)):
+                order[order.argmin()] = np.inf
+            n_held = min(n_held, held)
+            heat[keys] = 1 + heat[keys] * np.exp2((last[keys] - t) / 8)
+            last[keys] = t
+            order[keys] = np.log2(heat[keys]) + t / 8
+            if t in tokens:
+                wanted += len(keys)
+                missed += absent
+    return missed / wanted
+
+
 Step = dict[int, dict[int, int]]  # layer -> slot -> expert
 
 

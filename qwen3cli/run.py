@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from qwen3cli import registry
+from qwen3cli import obtain
 from qwen3cli.engine import Model
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.options import Options
-from qwen3cli.placement import place
+from qwen3cli.placement import Placement, place
 from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
 from qwen3cli.terminal import Terminal
@@ -35,14 +36,10 @@ def exit_code(reply: Reply) -> int:
 def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
-    path = registry.choose(options.model, terminal.note)
+    path = obtain.choose(options.model, terminal)
     placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
-    if placement.sizes and placement.expert_bytes:
-        from qwen3cli.machine import rates
-        from qwen3cli.predict import predict
-
-        speed = predict(placement.sizes, placement.expert_bytes, rates(path, options.threads))
-        terminal.note(placement.describe(path.stem, speed))
+    if note := _expected(placement, path, options):
+        terminal.note(note)
     model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
     model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
     session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
@@ -51,6 +48,20 @@ def open_conversation(options: Options, terminal: Terminal) -> Conversation:
         terminal.note(f"qwen3: {why}")
     terminal.empty_thoughts()
     return conversation
+
+
+def _expected(placement: Placement, path: Path, options: Options) -> str | None:
+    """What to tell of a model that is not all in memory, and how fast it will be."""
+    sizes, ram = placement.sizes, placement.ram
+    if sizes is None or ram is None or placement.where == "resident":
+        return None
+    from qwen3cli.machine import rates
+    from qwen3cli.predict import at_best, predict
+
+    machine = rates(path, options.threads)
+    if placement.where == "mapped":
+        return placement.warning(path.name, at_best(sizes, ram, machine))
+    return placement.describe(path.stem, predict(sizes, placement.expert_bytes, machine))
 
 
 def objection(conversation: Conversation, settings: Settings) -> str | None:

@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from qwen3cli import registry
+from qwen3cli import hub, obtain, registry
 from qwen3cli.engine import ModelFile, Tokenizer
+from qwen3cli.prompt import Generation, detect_generation, is_coder
 from qwen3cli.terminal import Terminal
 from qwen3cli.texts import read_text
 
@@ -22,9 +23,15 @@ def show(path: Path, terminal: Terminal, *, tensors: bool, as_json: bool) -> Non
     metadata = file.metadata(_MAX_ITEMS)
     table = file.tensors()
     shards = file.shards()
+    origin = hub.origin(path)
     if as_json:
         described = {
             "file": str(path),
+            "format": _format(metadata),
+            "place": _place(path, origin),
+            "repository": origin.repository if origin else None,
+            "commit": origin.commit if origin else None,
+            "sha256": _sha256(origin),
             "version": file.version,
             "metadata": {key: _plain(value) for key, value in metadata.items()},
             "tensors": [
@@ -41,6 +48,9 @@ def show(path: Path, terminal: Terminal, *, tensors: bool, as_json: bool) -> Non
         ("key", "value"),
         [
             ("file", f"{path} (GGUF version {file.version})"),
+            ("from", f"{origin.repository} at {origin.commit}" if origin else _place(path, origin)),
+            *([("sha256", digest)] if (digest := _sha256(origin)) else []),
+            ("prompts", _FORMATS[_format(metadata)]),
             *((key, _abbreviated(value)) for key, value in metadata.items()),
             ("tensors", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())),
             ("parameters", f"{parameters:,}"),
@@ -63,7 +73,7 @@ def tokenize(
     """Prints the ids and pieces of a text file, - for stdin. A piece that ends inside a
     character is shown as bytes; in JSON, U+FFFD stands for the incomplete part."""
     text = read_text(file)
-    tokenizer = Tokenizer(registry.choose(model, terminal.note))
+    tokenizer = Tokenizer(obtain.choose(model, terminal))
     ids = tokenizer.encode(text, added=added)
     pieces = [tokenizer.token_bytes(token) for token in ids]
     if as_json:
@@ -72,6 +82,36 @@ def tokenize(
         return
     terminal.print("".join(f"{i}\t{_quoted(p)}\n" for i, p in zip(ids, pieces, strict=True)))
     terminal.note(f"{len(ids)} tokens")
+
+
+_FORMATS = {
+    "hybrid": "hybrid: thinks or not",
+    "thinking": "thinking-2507: always thinks",
+    "instruct": "instruct-2507: never thinks",
+    "coder": "coder: never thinks",
+}
+
+
+def _format(metadata: dict[str, Any]) -> str:
+    """How prompts are written for a model, by its template or its name."""
+    if is_coder(metadata):
+        return "coder"
+    generation = detect_generation(metadata)
+    return "hybrid" if generation is Generation.HYBRID else generation.value.partition("-")[0]
+
+
+def _place(path: Path, origin: hub.Origin | None) -> str:
+    if origin:
+        return "cache"
+    if path in map(registry.resolve, registry.EMBEDDED):
+        return "embedded"
+    return "models" if path in registry.installed() else "file"
+
+
+def _sha256(origin: hub.Origin | None) -> str | None:
+    """That of the whole file, by which the cache calls it; None: not known."""
+    digest = origin.digest if origin else None
+    return digest if digest and len(digest) == 64 else None
 
 
 def _quoted(piece: bytes) -> str:

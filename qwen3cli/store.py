@@ -11,6 +11,7 @@ when all its files are there: what is killed leaves beginnings, never a model.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,39 @@ if TYPE_CHECKING:
 
 _PIECE = 2**20  # bytes, of what is read to be hashed
 _ATTEMPTS = 10  # in a row without a byte: two minutes
+
+
+@contextmanager
+def locked(repository: str, note: Callable[[str], None] | None) -> Iterator[None]:
+    """Keeps what is fetched and what is removed of a repository apart. With a note, which is told
+    of a wait, beside others that fetch; without one alone, to remove. Raises Qwen3Error when
+    somebody is fetching."""
+    folder = hub.folder(repository)
+    path = folder.parent / ".locks" / folder.name / "qwen3.lock"
+    inside(path, folder.parent).parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    kind = fcntl.LOCK_SH if note else fcntl.LOCK_EX
+    try:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not note:
+                raise Qwen3Error(
+                    f"{repository}: another process is fetching or removing of it; wait for that"
+                ) from None
+            note(f"{repository}: another process removes of it; waiting for that")
+            fcntl.flock(fd, kind)
+        yield
+    finally:
+        os.close(fd)
+
+
+def inside(path: Path, root: Path, what: str = "the cache") -> Path:
+    """The path, if no link on its way leads out of the folder root. Raises Qwen3Error."""
+    real = path.resolve()
+    if not real.is_relative_to(root.resolve()):
+        raise Qwen3Error(f"{path}: leads out of {what}, to {real}; remove that link")
+    return path
 
 
 class Store:
@@ -99,11 +133,7 @@ class Store:
         return self._blobs / file.digest, self._blobs / f"{file.digest}.incomplete"
 
     def _own(self, path: Path) -> Path:
-        """The path, if no link on its way leads out of the cache."""
-        real = path.resolve()
-        if not real.is_relative_to(self.root.resolve()):
-            raise Qwen3Error(f"{path}: leads out of the cache, to {real}; remove that link")
-        return path
+        return inside(path, self.root)
 
     def _make(self, folder: Path) -> None:
         self._own(folder).mkdir(parents=True, exist_ok=True)

@@ -149,6 +149,23 @@ class Terminal:
         self._midline = False
         self._err.write(text + "\n")
 
+    @property
+    def can_ask(self) -> bool:
+        """Somebody watches stderr and types."""
+        return self._err.is_terminal and sys.stdin is not None and sys.stdin.isatty()
+
+    def ask(self, question: str, *, default: bool) -> bool:
+        """Yes or no, of somebody who can be asked. Whatever is neither is asked again; the end of
+        the input is Ctrl-C."""
+        while True:
+            self._err.write(f"{one_line(question)} [{'Y/n' if default else 'y/N'}] ")
+            line = sys.stdin.readline()
+            if not line:
+                raise KeyboardInterrupt
+            answer = line.strip().lower()
+            if answer in ("", "y", "yes", "n", "no"):
+                return answer[0] == "y" if answer else default
+
     def print(self, text: str) -> None:
         """Text on stdout, cleaned wherever it goes."""
         self._out.write(clean(text))

@@ -20,6 +20,8 @@ def reader(
     placement = place(path, reading.ram, n_ctx=reading.ctx, kv=kv, share=share)
     if placement.expert_bytes:
         terminal.note(placement.describe(path.stem))
+    elif placement.where == "mapped":
+        terminal.note(placement.warning(path.name))
     return Model(path, threads=reading.threads, expert_bytes=placement.expert_bytes)
 
 

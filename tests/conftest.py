@@ -30,6 +30,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.startswith("HF_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     with LoopbackHub(repositories) as served:
         set_up(monkeypatch.setattr, served.url, tmp_path / "cache")
         yield served

@@ -66,6 +66,7 @@ def child(url: str, cache: str) -> None:
     """A pull in a process of its own, by multiprocessing."""
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     set_up(setattr, url, Path(cache))
+    os.environ["XDG_STATE_HOME"] = str(Path(cache).parent / "state")
     pull("0.6b", Terminal(), weights=False, revision=None, offline=False, as_json=False)
 
 

@@ -432,8 +432,8 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
     assert whole == qwen3().stdout
     listed = whole.partition("Commands:")[2]
     assert "..." not in listed, "a command that takes more than a line to describe"
-    commands = ["run", "chat", "fit", "bench", "pull", "quantize", "verify", "imatrix", "show"]
-    commands += ["tokenize", "eval", "config"]
+    commands = ["run", "chat", "fit", "doctor", "bench", "pull", "ls", "rm", "quantize"]
+    commands += ["verify", "imatrix", "show", "tokenize", "eval", "config"]
     assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == commands
     for command in (*commands, "eval kl", "eval ppl"):
         done = qwen3(*command.split(), "-h")

@@ -89,11 +89,11 @@ def test_a_damaged_cache_is_measured_again(
 @pytest.mark.parametrize(
     "change",
     [
-        {"bytes_s": -1},
-        {"bytes_s": math.nan},
-        {"bytes_s": "fast"},
-        {"bytes_s": 10**400},
-        {"bytes_s": None},
+        {"per_s": -1},
+        {"per_s": math.nan},
+        {"per_s": "fast"},
+        {"per_s": 10**400},
+        {"per_s": None},
         {"time": 0},  # long ago
         {"time": 1e18},  # in the future
         {"time": math.nan},

@@ -13,13 +13,13 @@ import pytest
 from commandline import ROOT, Command
 from gguf_tiny import tiny_model
 
-from qwen3cli.errors import DoesNotFit, UsageError
+from qwen3cli.errors import DoesNotFit
 from qwen3cli.fit import fit
-from qwen3cli.machine import Rates
+from qwen3cli.machine import Peaks, Rates
 from qwen3cli.memory import available
-from qwen3cli.placement import OVERHEAD, place, place_sizes
+from qwen3cli.placement import place, place_sizes
 from qwen3cli.predict import expected_misses, predict
-from qwen3cli.sizes import Sizes, sizes_of
+from qwen3cli.sizes import OVERHEAD, Sizes, sizes_of
 
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
 DENSE = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"
@@ -58,7 +58,7 @@ def test_a_model_that_fits_stays_mapped() -> None:
     assert place(NANO_MOE, "16G").expert_bytes == 0
     assert place(DENSE, None).expert_bytes == 0
     assert place(DENSE, "4G").expert_bytes == 0
-    with pytest.raises(UsageError, match="no experts"):
+    with pytest.raises(DoesNotFit, match="are needed"):
         place(DENSE, "1M")
 
 
@@ -223,6 +223,7 @@ class Printed:
 def fitted(monkeypatch: pytest.MonkeyPatch, path: Path, free: int | None, **more: Any) -> Any:
     """The report and the text of fit, in so much memory."""
     monkeypatch.setattr("qwen3cli.fit.rates", lambda *_, **__: Rates(20e9, 1e9))
+    monkeypatch.setattr("qwen3cli.fit.peaks", lambda *_, **__: Peaks(400e9, 100e9))
     monkeypatch.setattr("qwen3cli.placement.available", lambda: free)
     printed: Any = Printed()
     given = {"ram": None, "n_ctx": None, "kv": None, "threads": 0, **more}
@@ -239,14 +240,17 @@ def test_fit_where_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, _ = fitted(monkeypatch, DENSE, 32 * GB)
     assert dense["where"] == "resident" and "experts" not in dense
     assert set(dense) == {
-        "model", "bytes", "where", "ram_bytes", "needed_bytes", "least_bytes", "dense_bytes",
-        "n_ctx", "kv", "kv_bytes", "decode", "machine",
+        "model", "installed", "bytes", "where",
+        "ram_bytes", "needed_bytes", "least_bytes", "dense_bytes",
+        "n_ctx", "kv", "kv_bytes", "decode", "prompt_1000_s", "machine",
     }  # fmt: skip
     start, full = dense["decode"]
     assert (start["depth"], full["depth"]) == (0, dense["n_ctx"]) and dense["n_ctx"] == 4096
     assert start["limit_tok_s"] == pytest.approx(20e9 / dense["dense_bytes"], rel=1e-3)
     assert full["limit_tok_s"] < start["limit_tok_s"] and start["tok_s"] < start["limit_tok_s"]
-    assert dense["machine"] == {"read_gb_s": 20, "disk_gb_s": 1}
+    assert dense["machine"] == {
+        "read_gb_s": 20, "disk_gb_s": 1, "int8_gmac_s": 400, "f32_gmac_s": 100,
+    }  # fmt: skip
 
 
 def test_fit_is_the_plan_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,4 +298,4 @@ def test_the_command_fit(tmp_path: Path) -> None:
         enough = refused.stderr.partition(" GB are needed")[0].split()[-1]
         assert qwen3("fit", model, "--ram", f"{enough}G").returncode == 0
     assert qwen3("fit", "nano", "--ram", "much").returncode == 2
-    assert qwen3("fit", "0.6b").returncode == 3
+    assert qwen3("fit", "9b").returncode == 3

@@ -8,6 +8,7 @@
 #include "blocks.h"
 #include "experts.h"
 #include "readers.h"
+#include "trial.h"
 
 static int failures;
 
@@ -172,6 +173,7 @@ static void test_guesses(void) {
     new_bank(&b, true);
     uint64_t budget = LAYERS * SHARE * (experts_least_budget(&b.bank) / (LAYERS * USED));
     expert_store *s = open_store(&b, budget, 2);
+    experts_set_guesses(s, QWEN3_GUESS_ON);
     CHECK(experts_guesses(s));
     for (int token = 0; token < 12; token++)
         for (int layer = 0; layer < LAYERS; layer++) {
@@ -192,10 +194,11 @@ static void test_guesses(void) {
     CHECK(stats.right_guesses == 12 * (LAYERS - 1));
     CHECK(stats.guesses > stats.right_guesses);
     CHECK(stats.used <= stats.budget);
-    experts_set_guesses(s, false);
+    experts_set_guesses(s, QWEN3_GUESS_OFF);
     CHECK(!experts_guesses(s));
     experts_close(s);
     s = open_store(&b, EXPERTS * experts_least_budget(&b.bank), 1);
+    experts_set_guesses(s, QWEN3_GUESS_ON);
     CHECK(!experts_guesses(s)); /* everything has room */
     experts_close(s);
     remove(b.path);
@@ -218,6 +221,20 @@ static void test_half_life(float tokens, bool stays) {
     CHECK(experts_was_there(s, 0, often) == stays);
     experts_close(s);
     remove(b.path);
+}
+
+/* The way that is faster is kept, hiccups or not, and tried again after some time. */
+static void test_trial(void) {
+    for (int faster = 0; faster < 2; faster++) {
+        trial t = {0};
+        int taken[2] = {0};
+        for (int i = 0; i < 3 * TRIAL_EVERY; i++) {
+            bool way = trial_way(&t);
+            taken[way]++;
+            trial_took(&t, (i % 7 == 0 ? 5000 : 100) + i % 100 + (way == faster ? 0 : 40));
+        }
+        CHECK(taken[!faster] == 3 * TRIAL_PAIRS);
+    }
 }
 
 /* A file that is cut, and one with a NaN: an error that names it; after repair all is well. */
@@ -334,6 +351,7 @@ int main(void) {
     test_resident();
     test_policy();
     test_guesses();
+    test_trial();
     test_half_life(8, true);
     test_half_life(1e-3f, false);
     test_failures();

@@ -155,7 +155,7 @@ static qwen3_model *open_model(uint64_t expert_bytes) {
     qwen3_model *m = qwen3_model_open(path, THREADS, expert_bytes, &err);
     if (!m) fprintf(stderr, "%s\n", err.text);
     expect(m != NULL, "the model opens");
-    qwen3_model_guess(m, guessing);
+    qwen3_model_guess(m, guessing ? QWEN3_GUESS_ON : QWEN3_GUESS_OFF);
     return m;
 }
 

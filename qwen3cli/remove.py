@@ -1,0 +1,215 @@
+"""The command `rm`: models leave the Hugging Face cache or the models folder.
+
+First the links by which a model is found go, then what they lead to: what is interrupted
+leaves parts, never a model, and `rm` or `pull` of the same name goes on from there. Nothing
+outside those two folders is touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from quant.shards import opens_a_model
+from qwen3cli import hub, journal, registry
+from qwen3cli.errors import Qwen3Error, UsageError
+from qwen3cli.installed import Installed, installed, select
+from qwen3cli.pull import size
+from qwen3cli.store import inside, locked
+from qwen3cli.terminal import Terminal
+
+_SHARED = "in the Hugging Face cache, which other tools share"
+
+
+def rm(
+    models: Sequence[str], terminal: Terminal, *, weights: bool, yes: bool, as_json: bool
+) -> None:
+    """weights: the safetensors, not the GGUF file. yes: nobody is asked. Raises ModelNotFound,
+    UsageError, Qwen3Error before anything is removed."""
+    with ExitStack() as stack:
+        found = installed()
+        chosen = [each for model in models for each in select(model, found, weights=weights)]
+        chosen = list(dict.fromkeys(chosen))
+        for repository in sorted({each.repository for each in chosen if each.repository}):
+            stack.enter_context(locked(repository, None))
+        going = {path for each in chosen for path in each.files if path.is_symlink()}
+        plans = [_Plan(each, going) for each in chosen]
+        for plan in plans:
+            for blob in plan.in_blobs:
+                stack.enter_context(_blob_locked(blob))
+            plan.tell(terminal)
+        total = sum(plan.freed for plan in plans)
+        if not yes and not terminal.can_ask:
+            raise UsageError("nothing was removed: --yes says that it may be")
+        if not yes and not terminal.ask(f"Remove {size(total)}?", default=False):
+            terminal.note("nothing was removed")
+            return
+        try:
+            for plan in plans:
+                plan.carry_out()
+        except KeyboardInterrupt:
+            terminal.interrupted()
+            terminal.note("interrupted; the same command removes what is left")
+            raise
+    if as_json:
+        terminal.json({"removed": [plan.report for plan in plans], "freed_bytes": total})
+
+
+class _Plan:
+    """What goes of a model, and what stays because something else uses it."""
+
+    def __init__(self, what: Installed, going: set[Path]) -> None:
+        """going: links that are removed, of other models too. Raises
+        UsageError for an embedded one, Qwen3Error for links that lead elsewhere."""
+        self._what = what
+        if what.place == "embedded":
+            raise UsageError(f"{what.model}: is a part of this program")
+        in_cache = what.place == "cache"
+        self._root = hub.cache() if in_cache else registry.models_folder()
+        place = "the cache" if in_cache else "the models folder"
+        for path in what.files:
+            inside(path.parent, self._root, place)
+            if not (path.is_symlink() and _within(path, hub.cache())):
+                inside(path, self._root, place)
+        # config.json and first shards are what a model is found by.
+        self._names = sorted(what.files, key=lambda path: not _finds(path))
+        self.blobs: list[Path] = []
+        self.used: dict[Path, list[Path]] = {}
+        if in_cache:
+            blobs = {path.resolve() for path in what.files if path.is_symlink() and path.exists()}
+            links = _links(blobs)
+            for blob in sorted(blobs):
+                if others := [link for link in links.get(blob, ()) if link not in going]:
+                    self.used[blob] = others
+                else:
+                    self.blobs.append(blob)
+        self.in_blobs = [*self.blobs, *(p for p in what.files if p.parent.name == "blobs")]
+        gone = [*self.blobs, *(path for path in what.files if not path.is_symlink())]
+        self.freed = sum(p.stat().st_size for p in gone if p.exists() and p.stat().st_nlink == 1)
+        self._hard = [path for path in gone if path.exists() and path.stat().st_nlink > 1]
+
+    def tell(self, terminal: Terminal) -> None:
+        what = self._what
+        where = _SHARED if what.place == "cache" else "in the models folder"
+        part = "" if what.path else "an incomplete "
+        of = "weights of " if what.kind == "weights" else ""
+        terminal.note(f"{part}{of}{what.name}, {where}: {size(self.freed)} go")
+        if len(self._commits) > 1:
+            terminal.note(f"  of {len(self._commits)} revisions: {', '.join(self._commits)}")
+        for blob, others in self.used.items():
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            terminal.note(f"  {size(blob.stat().st_size)} stay: {others[0]}{more} needs them")
+        for path in self._hard:
+            terminal.note(f"  {path.name} has another name, a hard link: its bytes stay")
+
+    def carry_out(self) -> None:
+        what = self._what
+        begun = self._begun()
+        if begun:
+            journal.begin(begun)
+        for path in [*self._names, *self.blobs]:
+            path.unlink(missing_ok=True)
+        if what.repository:
+            _tidy(hub.folder(what.repository))
+        for each in journal.unfinished():
+            if (each.model, each.kind, each.repository) == (what.model, what.kind, what.repository):
+                journal.end(each)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        what = self._what
+        return {
+            "model": what.model,
+            "kind": what.kind,
+            "place": what.place,
+            "freed_bytes": self.freed,
+            "files": [str(path) for path in [*self._names, *self.blobs]],
+            "kept": [
+                {"path": str(blob), "used_by": [str(link) for link in links]}
+                for blob, links in self.used.items()
+            ],
+        }
+
+    @property
+    def _commits(self) -> list[str]:
+        origins = [hub.origin(path) for path in self._what.files]
+        return sorted({each.commit[:12] for each in origins if each})
+
+    def _begun(self) -> journal.Begun | None:
+        """What tells of the blobs when their links are gone."""
+        what = self._what
+        parts = [
+            journal.Part(at.name, path.stat().st_size, at.digest)
+            for path in what.files
+            if path.exists() and (at := hub.origin(path)) and at.digest
+        ]
+        if what.path is None or not what.repository or not parts:
+            return None
+        return journal.Begun(what.model, what.kind, what.repository, tuple(dict.fromkeys(parts)))
+
+
+def _finds(path: Path) -> bool:
+    return path.name == "config.json" or (path.suffix == ".gguf" and opens_a_model(path))
+
+
+def _within(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _links(blobs: Iterable[Path]) -> dict[Path, list[Path]]:
+    """All links to these in the cache, whatever repository they are in, and in the models
+    folder."""
+    wanted = set(blobs)
+    found: dict[Path, list[Path]] = {}
+    folders = [*hub.cache().glob("*/snapshots")]
+    with suppress(OSError):
+        folders.append(registry.models_folder())
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_symlink() and (real := path.resolve()) in wanted:
+                found.setdefault(real, []).append(path)
+    return found
+
+
+def _blob_locked(blob: Path) -> Any:
+    """The lock under which every tool fetches a file into the cache."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    repository = blob.parent.parent.name
+    lock = hub.cache() / ".locks" / repository / f"{blob.name.partition('.')[0]}.lock"
+    inside(lock, hub.cache()).parent.mkdir(parents=True, exist_ok=True)
+    stack = ExitStack()
+    try:
+        stack.enter_context(WeakFileLock(lock, timeout=0.2))
+    except TimeoutError:
+        raise Qwen3Error(
+            f"{repository}: another process is fetching {blob.name}; wait for it"
+        ) from None
+    return stack
+
+
+def _tidy(folder: Path) -> None:
+    """Removes empty folders, names of commits of which nothing is left, and with the last file
+    the repository's folder."""
+    for base in (folder / "snapshots", folder / "blobs"):
+        for path in sorted(base.rglob("*"), reverse=True):  # what is inside first
+            if path.is_dir() and not path.is_symlink():
+                with suppress(OSError):  # it is not empty
+                    path.rmdir()
+        with suppress(OSError):
+            base.rmdir()
+    for ref in sorted((folder / "refs").rglob("*"), reverse=True):
+        if ref.is_file() and not (folder / "snapshots" / ref.read_text("ascii").strip()).exists():
+            ref.unlink()
+        elif ref.is_dir():
+            with suppress(OSError):
+                ref.rmdir()
+    for path in (folder / ".no_exist").glob("*"):
+        if not (folder / "snapshots" / path.name).exists() and not path.is_symlink():
+            shutil.rmtree(path)
+    for base in (folder / ".no_exist", folder / "refs", folder):
+        with suppress(OSError):
+            base.rmdir()

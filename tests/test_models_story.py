@@ -1,0 +1,337 @@
+"""Models on this machine: the whole story from pull to rm, what goes and what stays, offers."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import QUESTION, ROOT, Command
+from conftest import COMMAND
+from hub_server import LoopbackHub, cut
+from huggingface_hub import constants
+from pulling import GGUF, MODEL, NAME, Outcome, Pull, cache, everything, models, part, set_up
+
+from qwen3cli import cli, registry
+from qwen3cli.errors import ModelNotFound
+from qwen3cli.remove import rm
+from qwen3cli.terminal import Terminal
+
+NANO = ROOT / "tests" / "data" / "nano-dense"
+GGUF_NANO = ROOT / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"
+
+
+@pytest.fixture
+def qwen3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
+    """Any command, in this process."""
+    monkeypatch.setattr(cli, "app", COMMAND)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setenv("QWEN3_TRACEBACK", "1")
+
+    def run(*args: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["qwen3", *args])
+        code = cli.main()
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    return run
+
+
+def listed(qwen3: Pull) -> list[dict[str, Any]]:
+    """What ls knows, but the embedded models."""
+    told = json.loads(qwen3("ls", "--json").out)
+    return [each for each in told if each["place"] != "embedded"]
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle, behind the back of everybody."""
+    with path.resolve().open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+# ---- the whole story --------------------------------------------------------
+
+
+def test_from_pull_to_rm(hub: LoopbackHub, qwen3: Pull) -> None:
+    weights = {path.name: path.read_bytes() for path in NANO.iterdir()}
+    hub.repositories["Qwen/Qwen3-0.6B"].files = weights
+    assert listed(qwen3) == []
+    assert qwen3("pull", "0.6b", "--weights").code == 0
+    assert qwen3("quantize", "0.6b", "--q8").code == 0
+    made, pulled = listed(qwen3)
+    assert (made["model"], made["quant"], made["place"]) == ("0.6b:q8_0", "q8_0", "models")
+    assert Path(made["path"]) == registry.resolve("0.6b")
+    assert (pulled["model"], pulled["kind"], pulled["place"]) == ("0.6b", "weights", "cache")
+    assert pulled["bytes"] == sum(map(len, weights.values())) and pulled["complete"]
+    rows = [line.split("\t") for line in qwen3("ls").out.splitlines()]
+    assert [row[:2] for row in rows if row[4] != "embedded"] == [
+        ["0.6b:q8_0", "q8_0"], ["0.6b", "weights"]
+    ]  # fmt: skip
+    assert qwen3("run", QUESTION, "-m", "0.6b:q8", "--temp", "0").out == "60\n"
+    assert qwen3("verify", "0.6b", "--source", "0.6b").code == 0
+    assert qwen3("verify", "0.6b", "--weights").code == 0
+
+    flip(registry.source("0.6b")[0] / "model.safetensors")
+    damaged = qwen3("verify", "0.6b", "--weights", "--json")
+    told = json.loads(damaged.out)
+    assert (damaged.code, told["ok"], told["checksums"]) == (7, False, len(weights))
+    assert told["problems"] == [
+        "model.safetensors: differs from its checksum; --repair fetches it again"
+    ]
+    before = len(hub.received("cdn"))
+    repaired = json.loads(qwen3("verify", "0.6b", "--weights", "--repair", "--json").out)
+    assert (repaired["ok"], repaired["repaired"]) == (True, ["model.safetensors"])
+    assert len(hub.received("cdn")) == before + 1
+    assert qwen3("verify", "0.6b", "--weights").code == 0
+
+    gone = json.loads(qwen3("rm", "0.6b", "--yes", "--json").out)
+    assert gone["freed_bytes"] == made["bytes"]
+    assert qwen3("rm", "0.6b", "--weights", "--yes").code == 0
+    assert listed(qwen3) == [] and everything(cache()) == []
+    assert list(cache().glob("models--*")) == []
+    assert everything(registry.models_folder()) == []
+
+
+def test_a_damaged_model_of_the_hub(hub: LoopbackHub, qwen3: Pull) -> None:
+    hub.repositories[GGUF].files[NAME] = GGUF_NANO.read_bytes()
+    assert qwen3("pull", "0.6b").code == 0
+    shown = json.loads(qwen3("show", "0.6b", "--json").out)
+    path = registry.resolve("0.6b")
+    assert shown["sha256"] == path.resolve().name
+    assert (shown["format"], shown["repository"], shown["commit"]) == ("hybrid", GGUF, "1" * 40)
+    assert qwen3("verify", "0.6b").code == 0
+    flip(path)
+    hub.always["content"] = lambda handler, data: handler.answer(404, b"", {})
+    hub.plan("api", lambda handler, _: handler.answer(404, b"", {}))
+    failed = qwen3("verify", "0.6b", "--repair")
+    assert failed.code == 7 and f"{NAME}: differs from its checksum; not repaired" in failed.err
+    hub.always.clear()
+    hub.repositories[GGUF].commit = "2" * 40  # main went on
+    hub.repositories[GGUF].names = {"1" * 40: "1" * 40}
+    assert qwen3("verify", "0.6b", "--repair").code == 0
+    assert registry.resolve("0.6b").read_bytes() == GGUF_NANO.read_bytes()
+    assert qwen3("run", QUESTION, "-m", "0.6b", "--temp", "0").out == "60\n"
+
+
+# ---- what is here -----------------------------------------------------------
+
+
+def test_a_part_of_a_model(hub: LoopbackHub, qwen3: Pull, pauses: Any) -> None:
+    hub.plan("content", cut(100_000))
+    hub.always["content"] = cut(0)
+    assert qwen3("pull", "0.6b").code == 1
+    (told,) = listed(qwen3)
+    assert (told["model"], told["complete"]) == ("0.6b:q8_0", False)
+    assert (told["bytes"], told["total_bytes"], told["path"]) == (100_000, len(MODEL), None)
+    assert "\tincomplete\n" in qwen3("ls").out
+    hub.always.clear()
+    assert qwen3("pull", "0.6b").code == 0
+    assert [each["complete"] for each in listed(qwen3)] == [True]
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    part().parent.mkdir(parents=True)
+    part().write_bytes(MODEL[:1000])  # another tool's
+    (told,) = listed(qwen3)
+    assert (told["model"], told["bytes"], told["total_bytes"]) == ("0.6b", 1000, None)
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert everything(cache()) == []
+
+
+def test_at_an_older_commit(hub: LoopbackHub, qwen3: Pull) -> None:
+    assert qwen3("pull", "0.6b").code == 0
+    base = cache() / "models--Qwen--Qwen3-0.6B-GGUF"
+    (base / "snapshots" / ("2" * 40)).mkdir()
+    (base / "refs" / "main").write_text("2" * 40)  # as another tool that fetched a README
+    assert registry.resolve("0.6b").read_bytes() == MODEL
+
+
+# ---- what goes --------------------------------------------------------------
+
+
+def test_all_revisions_go_and_what_others_use_stays(hub: LoopbackHub, qwen3: Pull) -> None:
+    assert qwen3("pull", "0.6b").code == 0
+    hub.repositories[GGUF].commit = "2" * 40
+    assert qwen3("pull", "0.6b").code == 0
+    blob = registry.resolve("0.6b").resolve()
+    other = cache() / "models--you--Mine" / "snapshots" / "abc" / "mine.gguf"
+    other.parent.mkdir(parents=True)
+    other.symlink_to(blob)
+    done = qwen3("rm", "0.6b:q8_0", "--yes", "--json")
+    assert "of 2 revisions: 111111111111, 222222222222" in done.err
+    assert f"0.3 MB stay: {other} needs them" in done.err
+    told = json.loads(done.out)
+    assert told["freed_bytes"] == 0
+    assert told["removed"][0]["kept"] == [{"path": str(blob), "used_by": [str(other)]}]
+    assert other.read_bytes() == MODEL
+    assert not any("Qwen3-0.6B" in name and "/snapshots/" in name for name in everything(cache()))
+
+
+def test_one_of_several(hub: LoopbackHub, qwen3: Pull) -> None:
+    folder = registry.models_folder()
+    folder.mkdir(parents=True)
+    for name in ("4b-q4_k_m.gguf", "4b-q8_0.gguf", "mine.gguf"):
+        (folder / name).write_bytes(b"GGUF")
+    done = qwen3("rm", "4b", "--yes")
+    assert done.code == 3 and "there are 4b:q4_k_m, 4b:q8_0; name one of them" in done.err
+    assert qwen3("rm", "4b:q8", "mine", "--yes").code == 0
+    assert everything(folder) == ["4b-q4_k_m.gguf"]
+
+
+@pytest.mark.parametrize("name", ["nano", "../x", "/etc/passwd", "a/b/c", "none", "a--b/c", ""])
+def test_nothing_else_is_removed(hub: LoopbackHub, qwen3: Pull, tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_bytes(b"GGUF")
+    assert qwen3("rm", name, "--yes").code in (2, 3)
+    assert (tmp_path / "x").exists() and registry.resolve("nano").exists()
+
+
+def test_links_that_lead_out(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.gguf"
+    outside.write_bytes(b"GGUF")
+    for folder in (registry.models_folder(), cache() / "models--you--Mine" / "snapshots" / "abc"):
+        folder.mkdir(parents=True)
+        (folder / "mine-q8_0.gguf").symlink_to(outside)
+    for name in ("mine", "you/Mine"):
+        done = qwen3("rm", name, "--yes")
+        assert done.code == 1 and "leads out of the" in done.err
+    assert outside.exists() and (registry.models_folder() / "mine-q8_0.gguf").is_symlink()
+
+
+def test_nothing_without_a_yes(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) -> None:
+    assert qwen3("pull", "0.6b").code == 0
+    done = qwen3("rm", "0.6b")
+    assert done.code == 2 and "--yes" in done.err and len(models()) == 1
+    home = {"HF_HUB_CACHE": str(cache())}
+    for answer, left in (("\r", 1), ("n\r", 1), ("maybe\ry\r", 0)):
+        child = Command(tmp_path).terminal("rm", "0.6b", **home)
+        child.wait_for(r"Remove 0.3 MB\? \[y/N\] ")
+        child.type(answer)
+        assert child.finish() == 0 and len(models()) == left
+
+
+def test_beside_a_pull(hub: LoopbackHub, qwen3: Pull) -> None:
+    """Neither a removal between the bytes and the links of a pull, nor a pull meanwhile."""
+    assert qwen3("pull", "0.6b").code == 0
+    from qwen3cli.store import locked
+
+    with locked(GGUF, print):
+        done = qwen3("rm", "0.6b", "--yes")
+    assert done.code == 1 and "another process is fetching" in done.err
+    assert registry.resolve("0.6b").read_bytes() == MODEL
+
+
+# ---- the end at any moment --------------------------------------------------
+
+
+def removing(url: str, folder: str, state: str, seed: int) -> None:
+    """rm in a process that kills itself at one of its steps."""
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    os.environ |= {"XDG_STATE_HOME": state, "XDG_DATA_HOME": state}
+    set_up(setattr, url, Path(folder))
+    left = random.Random(seed).randrange(8)
+    unlink: Callable[..., None] = Path.unlink
+
+    def counted(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        unlink(path, missing_ok)
+
+    Path.unlink = counted  # type: ignore[method-assign]
+    rm(["0.6b"], Terminal(), weights=True, yes=True, as_json=False)
+
+
+def test_killed_while_removing(hub: LoopbackHub, qwen3: Pull) -> None:
+    """No half model opens, and rm or pull of the same name goes on."""
+    forks = multiprocessing.get_context("fork")
+    killed = 0
+    for seed in range(12):
+        assert qwen3("pull", "0.6b", "--weights").code == 0
+        state = os.environ["XDG_STATE_HOME"]
+        args = (hub.url, constants.HF_HUB_CACHE, state, seed)
+        process = forks.Process(target=removing, args=args)
+        process.start()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        found = listed(qwen3)
+        if found and found[0]["complete"]:
+            assert qwen3("verify", "0.6b", "--weights").code == 0
+            continue
+        if found and seed % 2:
+            assert [each["model"] for each in found] == ["0.6b"]
+            assert qwen3("rm", "0.6b", "--weights", "--yes").code == 0
+            assert everything(cache()) == []
+        assert qwen3("pull", "0.6b", "--weights").code == 0
+        assert [each["complete"] for each in listed(qwen3)] == [True]
+    assert killed > 6
+
+
+def test_ctrl_c_while_removing(
+    hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert qwen3("pull", "some/model-GGUF:q8_0").code == 0
+    unlink = Path.unlink
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        if "-00002-" in path.name:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", interrupted)
+        done = qwen3("rm", "some/model-GGUF:q8_0", "--yes")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        130, "interrupted; the same command removes what is left"
+    )  # fmt: skip
+    with pytest.raises(ModelNotFound):
+        registry.resolve("some/model-GGUF:q8_0")
+    assert qwen3("rm", "some/model-GGUF:q8_0", "--yes").code == 0
+    assert everything(cache()) == []
+
+
+# ---- offers -----------------------------------------------------------------
+
+
+def test_a_model_that_is_missing_is_offered(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[GGUF].files[NAME] = GGUF_NANO.read_bytes()
+    state = tmp_path / "state" / "qwen3" / "pulls"
+    state.mkdir(parents=True)
+    (state / "rate").write_text("100000.0")
+    command = Command(tmp_path)
+    args = ("run", QUESTION, "-m", "0.6b", "--temp", "0")
+    done = command(*args, HF_ENDPOINT=hub.url)
+    assert done.returncode == 3 and "`qwen3 pull 0.6b` gets" in done.stderr and hub.seen == []
+    for answer, code in (("n\r", 3), ("\r", 0)):
+        child = command.terminal(*args, HF_ENDPOINT=hub.url)
+        child.wait_for(
+            r"0\.6b:q8_0 is not installed: 4\.6 MB from Qwen/Qwen3-0\.6B-GGUF, about 46 s, "
+        )
+        child.wait_for(r"of disk free\. Pull it\? \[Y/n\] ")
+        child.type(answer)
+        assert child.finish() == code
+    assert "60" in child.text
+
+
+def test_missing_weights_are_offered(hub: LoopbackHub, tmp_path: Path) -> None:
+    weights = {path.name: path.read_bytes() for path in NANO.iterdir()}
+    hub.repositories["Qwen/Qwen3-0.6B"].files = weights
+    command = Command(tmp_path)
+    child = command.terminal("quantize", "0.6b", "--q8", HF_ENDPOINT=hub.url)
+    child.wait_for(r"the weights of 0\.6b are not installed: 8\.6 MB from Qwen/Qwen3-0\.6B, ")
+    child.wait_for(r"Pull them\? \[Y/n\] ")
+    child.type("y\r")
+    assert child.finish() == 0
+    assert command("run", QUESTION, "-m", "0.6b", "--temp", "0").stdout == "60\n"
+    shutil.rmtree(command.home / "huggingface")
+    assert command("quantize", "0.6b", "--q4").returncode == 3
