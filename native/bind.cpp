@@ -19,7 +19,8 @@ nb::str to_text(qwen3_str s) {
 }
 
 string path_of(const nb::bytes &path) {
-    if (std::strlen(path.c_str()) != path.size()) throw nb::value_error("the path holds a NUL byte");
+    if (std::strlen(path.c_str()) != path.size())
+        throw nb::value_error("the path holds a NUL byte");
     return path.c_str();
 }
 

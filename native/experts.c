@@ -316,7 +316,8 @@ static bool is_there(const slot *at) {
 static void follow(expert_store *s, int layer, bool passing) {
     int64_t now = now_ns();
     if (layer < s->layer) {
-        if (s->one_by_one && s->layer == s->n_layers - 1) trial_took(&s->trial, s->ended - s->began);
+        if (s->one_by_one && s->layer == s->n_layers - 1)
+            trial_took(&s->trial, s->ended - s->began);
         s->token++;
         s->began = now;
         s->one_by_one = layer == 0;

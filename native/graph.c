@@ -110,8 +110,8 @@ static int next_experts(const routing *route, int *first, int n, int32_t *list) 
 enum { GROUP = 8, FEW_TOKENS = 8 };
 
 /* Lets the store read what the next layer will probably want: of a single token by its router, of
- * many the first group, for a prompt wants nearly all of them. Which guesses come in time depends on
- * the disk, and with them who leaves: an approximation, which asks who is there, takes none. */
+ * many the first group, for a prompt wants nearly all of them. Which guesses come in time depends
+ * on the disk, and with them who leaves: an approximation, which asks who is there, takes none. */
 static void look_ahead(const step *s, int next, int tid) {
     const workspace *ws = s->work;
     const qwen3_model *m = ws->model;

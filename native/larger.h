@@ -26,7 +26,8 @@ typedef struct {
     float prefer; /* an expert in memory is chosen as if its router logit were higher by this; the
                      likeliest quarter of those a token uses is chosen as ever, the weights are the
                      true ones (Skliar et al., Mixture of Cache-Conditional Experts, 2024) */
-    float drop;   /* an expert in the file whose weight among the chosen is below this is left out */
+    float drop;   /* an expert in the file whose weight among the chosen is below this is left
+                     out */
 } qwen3_approximation;
 /* No session of the model computes meanwhile. */
 qwen3_status qwen3_model_approximate(qwen3_model *, qwen3_approximation, qwen3_error *err);

@@ -34,9 +34,9 @@ qwen3_status qwen3_session_fill(qwen3_session *, size_t n, qwen3_error *err);
 
 /* From now on the token at position p takes the experts routes[p % n_tokens][n_layers]
  * [n_experts_used], distinct in a layer, all with the same weight, whatever the router says: to
- * replay a trace, or the worst case. guesses, of the same shape: what a store takes a layer's choice
- * for before it is known; NULL: it does not guess. The arrays outlive the session; NULL gives the
- * router its say back. */
+ * replay a trace, or the worst case. guesses, of the same shape: what a store takes a layer's
+ * choice for before it is known; NULL: it does not guess. The arrays outlive the session; NULL
+ * for both gives the router its say back. */
 qwen3_status qwen3_session_force_routes(qwen3_session *, const int32_t *routes,
                                         const int32_t *guesses, size_t n_tokens, qwen3_error *err);
 

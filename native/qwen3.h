@@ -131,10 +131,10 @@ typedef struct {
 /* Maps the file, checks every tensor against the metadata and every weight for NaN and infinity
  * (experts only if the file fits into half of the memory). n_threads 0: one per
  * physical (performance) core, within the CPU quota of a container. expert_bytes 0: experts are
- * used in the mapping; else so many bytes of memory hold those of late use, the others are read from
- * the file when they are needed, and what every token needs is held in memory beside them.
- * QWEN3_ERR_ARG names the least amount. The variable
- * QWEN3_ISA names the backend to use. A fork has to open the model anew. */
+ * used in the mapping; else so many bytes of memory hold those of late use, the others are read
+ * from the file when they are needed, and what every token needs is held in memory beside them.
+ * QWEN3_ERR_ARG names the least amount. The variable QWEN3_ISA names the backend to use. A fork
+ * has to open the model anew. */
 qwen3_model *qwen3_model_open(const char *path, int n_threads, uint64_t expert_bytes,
                               qwen3_error *err);
 /* As above, over a file that the model takes and closes, also on failure. */
