@@ -25,7 +25,7 @@ run: $(STAMP)
 	$(BIN)/qwen3 run --thoughts show "What is 17 + 48 - 5?"
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 #include "bind.h"
 #include "check.h"
-#include "quantize.h"
+#include "rows.h"
 
 namespace {
 

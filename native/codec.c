@@ -3,7 +3,7 @@
 
 #include "decode.h"
 #include "error.h"
-#include "quantize.h"
+#include "rows.h"
 
 static const weight_type types[TYPE_COUNT] = {
     [TYPE_F32] = {"F32", 1, 4, decode_f32},

@@ -5,7 +5,7 @@
 #include "backend.h"
 #include "codec.h"
 #include "error.h"
-#include "quantize.h"
+#include "rows.h"
 
 /* The largest magnitude a type takes. A scale never exceeds the largest value it
  * stands for, so a block type takes what an f16 does. */

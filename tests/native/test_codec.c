@@ -12,7 +12,7 @@
 #include "backend.h"
 #include "codec.h"
 #include "decode.h"
-#include "quantize.h"
+#include "rows.h"
 
 enum { N = 512, ROUNDS = 200 };
 

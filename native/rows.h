@@ -1,6 +1,6 @@
-/* quantize.h - numbers to weight blocks and back, for the quantizer. */
-#ifndef QWEN3_QUANTIZE_H
-#define QWEN3_QUANTIZE_H
+/* rows.h - numbers to weight blocks and back, for the quantizer. */
+#ifndef QWEN3_ROWS_H
+#define QWEN3_ROWS_H
 
 #include "qwen3.h"
 
