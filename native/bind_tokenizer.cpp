@@ -50,7 +50,9 @@ struct Tokenizer { // copies what it needs of a file
 
 } // namespace
 
-nb::object new_tokenizer(const qwen3_file *file) { return nb::cast(new Tokenizer(file)); }
+nb::object new_tokenizer(const qwen3_file *file) {
+    return nb::cast(new Tokenizer(file), nb::rv_policy::take_ownership);
+}
 
 void bind_tokenizer(nb::module_ &m) {
     nb::class_<Tokenizer>(m, "Tokenizer")

@@ -147,7 +147,8 @@ def experts(model: Model) -> str | None:
         return None
     return (
         f"experts: {stats.used_bytes / 1e9:.2f} of {stats.budget_bytes / 1e9:.2f} GB of memory in "
-        f"use; {stats.hits:,} were in memory, {stats.misses:,} came from the file "
+        f"use; {stats.hits:,} were in memory, {stats.misses:,} came from the file, "
+        f"{stats.right_guesses:,} of them ahead by {stats.guesses:,} guesses "
         f"({stats.bytes_read / 1e9:.2f} GB read, {stats.stall_s:.1f} s waited)"
     )
 
@@ -195,5 +196,7 @@ def _experts(model: Model) -> dict[str, object]:
             "used_bytes": stats.used_bytes,
             "hits": stats.hits,
             "misses": stats.misses,
+            "guesses": stats.guesses,
+            "right_guesses": stats.right_guesses,
         }
     }

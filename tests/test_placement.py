@@ -112,6 +112,7 @@ def test_the_command_runs_with_less_memory_than_the_model(tmp_path: Path) -> Non
     assert part["answer"] == full["answer"] and part["thoughts"] == full["thoughts"]
     stats = part["experts"]
     assert 0 < stats["hit_rate"] < 1 and stats["bytes_read"] > 0 and stats["stall_s"] >= 0
+    assert stats["right_guesses"] <= min(stats["guesses"], stats["misses"])
     assert round(stats["hits"] / (stats["hits"] + stats["misses"]), 4) == stats["hit_rate"]
     assert 0 < stats["used_bytes"] <= stats["budget_bytes"]
     assert re.search(r"the other experts are read from the file, for about \S+ tok/s", done.stderr)
