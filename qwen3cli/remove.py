@@ -195,21 +195,30 @@ def _tidy(folder: Path) -> None:
     """Removes empty folders, names of commits of which nothing is left, and with the last file
     the repository's folder."""
     for base in (folder / "snapshots", folder / "blobs"):
-        for path in sorted(base.rglob("*"), reverse=True):  # what is inside first
+        for path in _below(base):
             if path.is_dir() and not path.is_symlink():
                 with suppress(OSError):  # it is not empty
                     path.rmdir()
         with suppress(OSError):
             base.rmdir()
-    for ref in sorted((folder / "refs").rglob("*"), reverse=True):
-        if ref.is_file() and not (folder / "snapshots" / ref.read_text("ascii").strip()).exists():
-            ref.unlink()
+    for ref in _below(folder / "refs"):
+        if ref.is_file():
+            commit = hub.commit(ref)
+            if commit is None or not (folder / "snapshots" / commit).exists():
+                ref.unlink()
         elif ref.is_dir():
             with suppress(OSError):
                 ref.rmdir()
-    for path in (folder / ".no_exist").glob("*"):
-        if not (folder / "snapshots" / path.name).exists() and not path.is_symlink():
-            shutil.rmtree(path)
-    for base in (folder / ".no_exist", folder / "refs", folder):
+    absent = folder / ".no_exist"
+    for path in _below(absent):
+        if path.parent == absent and path.is_dir() and not path.is_symlink():
+            if not (folder / "snapshots" / path.name).exists():
+                shutil.rmtree(path)
+    for base in (absent, folder / "refs", folder):
         with suppress(OSError):
             base.rmdir()
+
+
+def _below(base: Path) -> list[Path]:
+    """What is in a folder, the deepest first; nothing of a link, which may lead anywhere."""
+    return [] if base.is_symlink() else sorted(base.rglob("*"), reverse=True)

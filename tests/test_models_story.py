@@ -207,6 +207,36 @@ def test_links_that_lead_out(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) -> N
     assert outside.exists() and (registry.models_folder() / "mine-q8_0.gguf").is_symlink()
 
 
+@pytest.mark.parametrize("where", ["refs", ".no_exist", "refs/heads"])
+def test_tidying_follows_no_link(
+    hub: LoopbackHub, qwen3: Pull, tmp_path: Path, where: str
+) -> None:
+    """What is in the folder of a repository for no model's sake leads nowhere else either."""
+    outside = tmp_path / "outside"
+    (outside / "more").mkdir(parents=True)
+    for path in (outside / "note", outside / "more" / "note"):
+        path.write_text("precious")
+    assert qwen3("pull", "0.6b").code == 0
+    link = cache() / "models--Qwen--Qwen3-0.6B-GGUF" / where
+    if where == "refs":
+        shutil.rmtree(link)
+    link.symlink_to(outside)
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert everything(outside) == ["more/note", "note"] and models() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"../..", b"/etc", b"1" * 39])
+def test_a_damaged_name_of_a_commit(hub: LoopbackHub, qwen3: Pull, content: bytes) -> None:
+    """Leads nowhere, and is no reason to fail."""
+    assert qwen3("pull", "0.6b").code == 0
+    path = registry.resolve("0.6b")
+    (cache() / "models--Qwen--Qwen3-0.6B-GGUF" / "refs" / "main").write_bytes(content)
+    assert registry.resolve("0.6b") == path
+    assert str(path) in qwen3("pull", "0.6b", "--offline").err
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert everything(cache()) == []
+
+
 def test_nothing_without_a_yes(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) -> None:
     assert qwen3("pull", "0.6b").code == 0
     done = qwen3("rm", "0.6b")
