@@ -125,6 +125,18 @@ def test_a_damaged_model_of_the_hub(hub: LoopbackHub, qwen3: Pull) -> None:
     assert qwen3("run", QUESTION, "-m", "0.6b", "--temp", "0").out == "60\n"
 
 
+def test_no_repair_offline(
+    hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert qwen3("pull", "0.6b", "--weights").code == 0
+    flip(registry.source("0.6b")[0] / "tokenizer.json")
+    asked = len(hub.seen)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = qwen3("verify", "0.6b", "--weights", "--repair")
+    assert done.code == 7 and "not repaired: HF_HUB_OFFLINE is set" in done.err
+    assert len(hub.seen) == asked
+
+
 # ---- what is here -----------------------------------------------------------
 
 

@@ -118,6 +118,28 @@ def test_the_token_stays_with_the_hub(
     assert len(sent) == 2 and TOKEN not in "".join(sent)
 
 
+def test_no_proxy_sees_the_token(
+    hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub on this machine is asked directly: what goes to a proxy by http, it can read."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HTTP_PROXY", hub.cdn)
+    hub.plan("resolve", lambda handler, _: handler.content(MODEL))  # no other host
+    assert pull("some/private-GGUF").code == 0
+    assert hub.received("cdn") == []
+
+
+@pytest.mark.parametrize(
+    "url", ["", "hub", "ftp://hub.test", "http://[::1", "https://hub:port", "https:///x"]
+)
+def test_an_endpoint_that_is_none(
+    hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    done = pull("0.6b")
+    assert done.code == 2 and f"HF_ENDPOINT {url}: an address is needed" in done.err
+
+
 REFUSED = {
     "some/gated-GGUF": (1, "is gated; accept its licence at {url}/some/gated-GGUF and set HF_"),
     "some/private-GGUF": (3, "there is no such repository on {url}; if it is a private one, set"),
