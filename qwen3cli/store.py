@@ -265,8 +265,8 @@ def _link(link: Path, blob: Path) -> None:
         try:
             link.symlink_to(os.path.relpath(blob, link.parent))
             return
-        except FileExistsError:  # an old one, or that of another process
-            if link.exists() and link.samefile(blob):
+        except FileExistsError:  # an old one, or that of another process, or a copied file
+            if link.exists() and (not blob.exists() or link.samefile(blob)):
                 return
             link.unlink(missing_ok=True)
 

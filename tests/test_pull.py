@@ -73,6 +73,17 @@ def test_other_tools_share_the_cache(hub: LoopbackHub, pull: Pull) -> None:
     assert len(hub.received("cdn")) == before
 
 
+def test_a_cache_that_was_copied(hub: LoopbackHub, pull: Pull) -> None:
+    """By what follows links, or made by a tool on a disk without them: files are in their place."""
+    pull("0.6b")
+    path = registry.resolve("0.6b")
+    blob = path.resolve()
+    path.unlink()
+    blob.rename(path)
+    assert "is here already" in pull("0.6b").err
+    assert path.read_bytes() == MODEL and not path.is_symlink()
+
+
 def test_a_revision(hub: LoopbackHub, pull: Pull) -> None:
     hub.repositories[GGUF].names = {"v1": "1" * 40, "refs/pr/7": "1" * 40}
     for revision in ("v1", "refs/pr/7"):
