@@ -365,6 +365,14 @@ def test_a_model_that_is_missing_is_offered(hub: LoopbackHub, tmp_path: Path) ->
     assert "60" in child.text
 
 
+def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    child = Command(tmp_path).terminal("run", QUESTION, "-m", "private/x.gguf", HF_ENDPOINT=hub.url)
+    assert child.finish() == 3 and "private/x.gguf: there is no such model file" in child.text
+    assert hub.seen == []
+
+
 def test_missing_weights_are_offered(hub: LoopbackHub, tmp_path: Path) -> None:
     weights = {path.name: path.read_bytes() for path in NANO.iterdir()}
     hub.repositories["Qwen/Qwen3-0.6B"].files = weights
