@@ -72,6 +72,11 @@ def origin(path: Path) -> Origin | None:
     )
 
 
+def real(path: Path) -> Path:
+    """What links lead to; no error for links in a circle, as Path.resolve has before 3.13."""
+    return Path(os.path.realpath(path))
+
+
 def snapshots(repository: str) -> list[Path]:
     """The folders of all its commits: that of `main`, then what was fetched last first."""
     found = [path for path in folder(repository).glob("snapshots/*") if path.is_dir()]

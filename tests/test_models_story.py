@@ -125,9 +125,7 @@ def test_a_damaged_model_of_the_hub(hub: LoopbackHub, qwen3: Pull) -> None:
     assert qwen3("run", QUESTION, "-m", "0.6b", "--temp", "0").out == "60\n"
 
 
-def test_no_repair_offline(
-    hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_repair_offline(hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
     assert qwen3("pull", "0.6b", "--weights").code == 0
     flip(registry.source("0.6b")[0] / "tokenizer.json")
     asked = len(hub.seen)
@@ -158,6 +156,26 @@ def test_a_part_of_a_model(hub: LoopbackHub, qwen3: Pull, pauses: Any) -> None:
     assert (told["model"], told["bytes"], told["total_bytes"]) == ("0.6b", 1000, None)
     assert qwen3("rm", "0.6b", "--yes").code == 0
     assert everything(cache()) == []
+
+
+def test_what_is_odd_hides_nothing(hub: LoopbackHub, qwen3: Pull) -> None:
+    """Links in a circle in the cache, and notes of pulls that somebody edited."""
+    assert qwen3("pull", "0.6b").code == 0
+    circle = registry.resolve("0.6b").parent / "circle"
+    circle.symlink_to("circle")
+    part().write_bytes(b"beginning")
+    notes = Path(os.environ["XDG_STATE_HOME"]) / "qwen3" / "pulls"
+    notes.mkdir(parents=True, exist_ok=True)
+    file = {"name": NAME, "size": "many", "digest": part().name[:64]}
+    note = {"model": "0.6b:q8_0", "kind": "gguf", "repository": GGUF, "cache": str(cache())}
+    odd = [[], 7, note | {"files": [file]}, note | {"files": [], "kind": "../x"}]
+    for i, told in enumerate(odd):
+        (notes / f"{i}.json").write_text(json.dumps(told))
+    whole, rest = listed(qwen3)
+    assert (whole["complete"], rest["complete"], rest["bytes"]) == (True, False, 9)
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert models() == [circle.relative_to(cache()).as_posix()]
+    assert listed(qwen3) == []
 
 
 def test_at_an_older_commit(hub: LoopbackHub, qwen3: Pull) -> None:
@@ -220,9 +238,7 @@ def test_links_that_lead_out(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("where", ["refs", ".no_exist", "refs/heads"])
-def test_tidying_follows_no_link(
-    hub: LoopbackHub, qwen3: Pull, tmp_path: Path, where: str
-) -> None:
+def test_tidying_follows_no_link(hub: LoopbackHub, qwen3: Pull, tmp_path: Path, where: str) -> None:
     """What is in the folder of a repository for no model's sake leads nowhere else either."""
     outside = tmp_path / "outside"
     (outside / "more").mkdir(parents=True)
@@ -259,6 +275,35 @@ def test_nothing_without_a_yes(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) ->
         child.wait_for(r"Remove 0.3 MB\? \[y/N\] ")
         child.type(answer)
         assert child.finish() == 0 and len(models()) == left
+
+
+def test_several_beginnings_of_a_file(hub: LoopbackHub, qwen3: Pull) -> None:
+    """Other tools, and other versions of them, call theirs differently; the lock is one."""
+    assert qwen3("pull", "0.6b").code == 0
+    for more in (".incomplete", ".1234.incomplete"):
+        part().with_name(part().name.replace(".incomplete", more)).write_bytes(b"beginning")
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert everything(cache()) == []
+
+
+def test_what_a_pull_ended_meanwhile(
+    hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The beginning that rm saw is a model when it gets its lock."""
+    from qwen3cli import remove
+
+    part().parent.mkdir(parents=True)
+    part().write_bytes(MODEL[:1000])
+    wait = remove.locked
+
+    def late(*args: Any) -> Any:
+        assert qwen3("pull", "0.6b").code == 0
+        return wait(*args)
+
+    monkeypatch.setattr(remove, "locked", late)
+    done = qwen3("rm", "0.6b", "--yes", "--json")
+    assert json.loads(done.out)["freed_bytes"] == len(MODEL)
+    assert everything(cache()) == []
 
 
 def test_beside_a_pull(hub: LoopbackHub, qwen3: Pull) -> None:
