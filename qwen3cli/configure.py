@@ -75,11 +75,18 @@ def change(key: str, text: str | None, terminal: Terminal) -> None:
         key = check_key(key)
         value = parse(key, text, key)
         check_setting(key, Setting(value, ""))
-    old = path.read_text("utf-8") if path.exists() else ""
+    try:
+        old = path.read_text("utf-8") if path.exists() else ""
+    except UnicodeError as error:
+        raise UsageError(f"{path}: cannot be read: {error}; mend or remove it") from None
     try:
         new = edited(old, key, value)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    try:
+        new.encode()
+    except UnicodeError:
+        raise UsageError(f"{key}: {text!r} has bytes that are no UTF-8") from None
     if new != old:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, new)

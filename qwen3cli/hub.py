@@ -16,6 +16,7 @@ from quant.shards import openers
 from qwen3cli.errors import UsageError
 from qwen3cli.names import check_repository
 
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _DIGEST = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 
 
@@ -71,6 +72,11 @@ def origin(path: Path) -> Origin | None:
     )
 
 
+def real(path: Path) -> Path:
+    """What links lead to; no error for links in a circle, as Path.resolve has before 3.13."""
+    return Path(os.path.realpath(path))
+
+
 def snapshots(repository: str) -> list[Path]:
     """The folders of all its commits: that of `main`, then what was fetched last first."""
     found = [path for path in folder(repository).glob("snapshots/*") if path.is_dir()]
@@ -83,16 +89,22 @@ def snapshot(repository: str, revision: str = "main") -> Path | None:
     """The folder of the files cached for a repository at a branch, tag or commit; where nobody
     fetched `main`, that of what was fetched last."""
     base = folder(repository)
-    try:
-        at = base / "snapshots" / (base / "refs" / revision).read_text("ascii").strip()
-    except (OSError, ValueError):
-        at = base / "snapshots" / revision
+    at = base / "snapshots" / (commit(base / "refs" / revision) or revision)
     if at.is_dir():
         return at
     if revision != "main":
         return None
     revisions = [path for path in base.glob("snapshots/*") if path.is_dir()]
     return max(revisions, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def commit(ref: Path) -> str | None:
+    """What a file in refs names; None: it is not there, or damaged."""
+    try:
+        told = ref.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return told if _COMMIT.match(told) else None
 
 
 def gguf_files(repository: str) -> list[Path]:

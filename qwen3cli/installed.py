@@ -137,10 +137,10 @@ def _parts(
     """What was noted of pulls and removals that were interrupted, and what no snapshot links to,
     of other tools, as one. whole: models of which all is there; parts are of another commit."""
     blobs = hub.folder(repository) / "blobs"
-    linked = {link.resolve() for at in snapshots for link in at.rglob("*") if link.is_symlink()}
+    linked = {hub.real(link) for at in snapshots for link in at.rglob("*") if link.is_symlink()}
     loose: dict[str, list[Path]] = {}
     for blob in sorted(blobs.glob("*")):
-        if blob.is_file() and blob.resolve() not in linked:
+        if blob.is_file() and hub.real(blob) not in linked:
             loose.setdefault(blob.name.partition(".")[0], []).append(blob)
     for begun in journal.unfinished():
         if begun.repository != repository:

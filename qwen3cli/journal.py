@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qwen3cli import hub
 from qwen3cli.folders import xdg
@@ -58,11 +58,19 @@ def unfinished() -> list[Begun]:
     with suppress(OSError):
         for path in sorted(_folder().glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                told = json.loads(path.read_text("utf-8"))
-                files = tuple(Part(**part) for part in told["files"])
-                if told.pop("cache") == str(hub.cache()):
-                    found.append(Begun(**told | {"files": files}))
+                found += _told(json.loads(path.read_text("utf-8")))
     return found
+
+
+def _told(note: Any) -> list[Begun]:
+    """What a note is about, if that is in this cache. Raises KeyError, TypeError and ValueError
+    for one that is none."""
+    kind, model, repository = note["kind"], str(note["model"]), str(note["repository"])
+    parts = [Part(str(p["name"]), int(p["size"]), str(p["digest"])) for p in note["files"]]
+    if kind not in ("gguf", "weights"):
+        raise ValueError(kind)
+    here = note["cache"] == str(hub.cache())
+    return [Begun(model, kind, repository, tuple(parts))] if here else []
 
 
 def note_rate(n_bytes: int, seconds: float) -> None:

@@ -36,7 +36,7 @@ def source(model: str, terminal: Terminal) -> tuple[Path, Path]:
 
 def _offer(model: str, missing: ModelNotFound, terminal: Terminal, *, weights: bool) -> None:
     """Raises missing where nobody can be asked, there is nothing to fetch, or it is not wanted."""
-    if not terminal.can_ask:
+    if not terminal.can_ask or model.endswith(".gguf"):  # a file here, nobody else's business
         raise missing
     try:
         wish = registry.wanted(model, weights=weights)

@@ -130,23 +130,31 @@ class Hub:
         """note: is told of long waits."""
         from huggingface_hub import constants, get_token
 
+        if constants.HF_HUB_OFFLINE:
+            raise Unreachable("HF_HUB_OFFLINE is set: the hub is not asked; unset it for that")
         self.endpoint = constants.ENDPOINT
-        at = urlsplit(self.endpoint)
+        try:
+            at, self._url = urlsplit(self.endpoint), httpx2.URL(self.endpoint)
+        except (ValueError, httpx2.InvalidURL):
+            at = urlsplit("")
         if at.scheme not in ("http", "https") or not at.hostname:
             raise UsageError(f"HF_ENDPOINT {self.endpoint}: an address is needed, https://...")
         self._note = note
-        self._url = httpx2.URL(self.endpoint)
         self._has_token = False
         headers = {"User-Agent": f"qwen3/{__version__}", "Accept-Encoding": "identity"}
-        # Nobody on the way reads the token.
-        if (at.scheme == "https" or _LOOPBACK.fullmatch(at.hostname)) and (token := get_token()):
+        # Nobody on the way reads the token: not a proxy either, that of a hub on this machine.
+        local = _LOOPBACK.fullmatch(at.hostname)
+        direct: dict[str, None] = {f"http://{at.netloc}": None} if local else {}
+        if (at.scheme == "https" or local) and (token := get_token()):
             if not token.isascii() or not token.isprintable():
                 raise UsageError("HF_TOKEN: has characters that no token has")
             headers["Authorization"] = f"Bearer {token}"
             self._has_token = True
         try:
             self._client = httpx2.Client(
-                headers=headers, timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+                headers=headers,
+                timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
+                mounts=direct,
             )
         except (ValueError, ImportError) as error:  # of HTTPS_PROXY and the like
             raise Qwen3Error(f"the settings of the proxy are wrong: {error}") from None
@@ -199,7 +207,7 @@ class Hub:
                         yield response
                         return
                 request = self._redirected(response)
-        except httpx2.TransportError as error:
+        except (httpx2.TransportError, UnicodeError) as error:  # the latter of a host's name
             host = urlsplit(url).netloc
             raise Passing(f"{host}: {str(error) or type(error).__name__}") from None
         raise Qwen3Error(f"{url}: more than {_MOST_REDIRECTS} redirects; nothing was fetched")

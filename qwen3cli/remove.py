@@ -30,16 +30,16 @@ def rm(
     """weights: the safetensors, not the GGUF file. yes: nobody is asked. Raises ModelNotFound,
     UsageError, Qwen3Error before anything is removed."""
     with ExitStack() as stack:
-        found = installed()
-        chosen = [each for model in models for each in select(model, found, weights=weights)]
-        chosen = list(dict.fromkeys(chosen))
+        chosen = _chosen(models, weights=weights)
         for repository in sorted({each.repository for each in chosen if each.repository}):
             stack.enter_context(locked(repository, None))
+        chosen = _chosen(models, weights=weights)  # a pull may have ended meanwhile
         going = {path for each in chosen for path in each.files if path.is_symlink()}
         plans = [_Plan(each, going) for each in chosen]
+        # Once each: models can have a file in common, and a file several beginnings.
+        for lock in sorted({_lock(blob) for plan in plans for blob in plan.in_blobs}):
+            stack.enter_context(_held(lock))
         for plan in plans:
-            for blob in plan.in_blobs:
-                stack.enter_context(_blob_locked(blob))
             plan.tell(terminal)
         total = sum(plan.freed for plan in plans)
         if not yes and not terminal.can_ask:
@@ -56,6 +56,12 @@ def rm(
             raise
     if as_json:
         terminal.json({"removed": [plan.report for plan in plans], "freed_bytes": total})
+
+
+def _chosen(models: Iterable[str], *, weights: bool) -> list[Installed]:
+    found = installed()
+    chosen = [each for model in models for each in select(model, found, weights=weights)]
+    return list(dict.fromkeys(chosen))
 
 
 class _Plan:
@@ -79,7 +85,7 @@ class _Plan:
         self.blobs: list[Path] = []
         self.used: dict[Path, list[Path]] = {}
         if in_cache:
-            blobs = {path.resolve() for path in what.files if path.is_symlink() and path.exists()}
+            blobs = {hub.real(path) for path in what.files if path.is_symlink() and path.exists()}
             links = _links(blobs)
             for blob in sorted(blobs):
                 if others := [link for link in links.get(blob, ()) if link not in going]:
@@ -156,7 +162,7 @@ def _finds(path: Path) -> bool:
 
 
 def _within(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
+    return hub.real(path).is_relative_to(hub.real(root))
 
 
 def _links(blobs: Iterable[Path]) -> dict[Path, list[Path]]:
@@ -169,24 +175,28 @@ def _links(blobs: Iterable[Path]) -> dict[Path, list[Path]]:
         folders.append(registry.models_folder())
     for folder in folders:
         for path in folder.rglob("*"):
-            if path.is_symlink() and (real := path.resolve()) in wanted:
+            if path.is_symlink() and (real := hub.real(path)) in wanted:
                 found.setdefault(real, []).append(path)
     return found
 
 
-def _blob_locked(blob: Path) -> Any:
-    """The lock under which every tool fetches a file into the cache."""
+def _lock(blob: Path) -> Path:
+    """The lock under which every tool fetches a file, or its beginning, into the cache."""
+    repository = blob.parent.parent.name
+    return hub.cache() / ".locks" / repository / f"{blob.name.partition('.')[0]}.lock"
+
+
+def _held(lock: Path) -> Any:
+    """Raises Qwen3Error when somebody has it."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    repository = blob.parent.parent.name
-    lock = hub.cache() / ".locks" / repository / f"{blob.name.partition('.')[0]}.lock"
     inside(lock, hub.cache()).parent.mkdir(parents=True, exist_ok=True)
     stack = ExitStack()
     try:
         stack.enter_context(WeakFileLock(lock, timeout=0.2))
     except TimeoutError:
         raise Qwen3Error(
-            f"{repository}: another process is fetching {blob.name}; wait for it"
+            f"{lock.parent.name}: another process is fetching {lock.stem}; wait for it"
         ) from None
     return stack
 
@@ -195,21 +205,30 @@ def _tidy(folder: Path) -> None:
     """Removes empty folders, names of commits of which nothing is left, and with the last file
     the repository's folder."""
     for base in (folder / "snapshots", folder / "blobs"):
-        for path in sorted(base.rglob("*"), reverse=True):  # what is inside first
+        for path in _below(base):
             if path.is_dir() and not path.is_symlink():
                 with suppress(OSError):  # it is not empty
                     path.rmdir()
         with suppress(OSError):
             base.rmdir()
-    for ref in sorted((folder / "refs").rglob("*"), reverse=True):
-        if ref.is_file() and not (folder / "snapshots" / ref.read_text("ascii").strip()).exists():
-            ref.unlink()
+    for ref in _below(folder / "refs"):
+        if ref.is_file():
+            commit = hub.commit(ref)
+            if commit is None or not (folder / "snapshots" / commit).exists():
+                ref.unlink()
         elif ref.is_dir():
             with suppress(OSError):
                 ref.rmdir()
-    for path in (folder / ".no_exist").glob("*"):
-        if not (folder / "snapshots" / path.name).exists() and not path.is_symlink():
+    absent = folder / ".no_exist"
+    for path in _below(absent):
+        ours = path.parent == absent and path.is_dir() and not path.is_symlink()
+        if ours and not (folder / "snapshots" / path.name).exists():
             shutil.rmtree(path)
-    for base in (folder / ".no_exist", folder / "refs", folder):
+    for base in (absent, folder / "refs", folder):
         with suppress(OSError):
             base.rmdir()
+
+
+def _below(base: Path) -> list[Path]:
+    """What is in a folder, the deepest first; nothing of a link, which may lead anywhere."""
+    return [] if base.is_symlink() else sorted(base.rglob("*"), reverse=True)

@@ -57,8 +57,8 @@ def locked(repository: str, note: Callable[[str], None] | None) -> Iterator[None
 
 def inside(path: Path, root: Path, what: str = "the cache") -> Path:
     """The path, if no link on its way leads out of the folder root. Raises Qwen3Error."""
-    real = path.resolve()
-    if not real.is_relative_to(root.resolve()):
+    real = hub.real(path)
+    if not real.is_relative_to(hub.real(root)):
         raise Qwen3Error(f"{path}: leads out of {what}, to {real}; remove that link")
     return path
 
@@ -265,8 +265,8 @@ def _link(link: Path, blob: Path) -> None:
         try:
             link.symlink_to(os.path.relpath(blob, link.parent))
             return
-        except FileExistsError:  # an old one, or that of another process
-            if link.exists() and link.samefile(blob):
+        except FileExistsError:  # an old one, or that of another process, or a copied file
+            if link.exists() and (not blob.exists() or link.samefile(blob)):
                 return
             link.unlink(missing_ok=True)
 

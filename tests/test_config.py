@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-import tomllib
 from commandline import QUESTION, Command
 
 from qwen3cli.config import KEYS, edited
@@ -126,7 +125,7 @@ def test_a_wrong_variable_is_named(qwen3: Command) -> None:
         assert message in done.stderr
 
 
-@pytest.mark.parametrize("content", [b"budget = \n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"budget = \n", b"\xff\xfe", b"a=" + b"[" * 9999])
 def test_a_broken_file_stops_neither_help_nor_config(qwen3: Command, content: bytes) -> None:
     path = config(qwen3, "")
     path.write_bytes(content)
@@ -191,6 +190,16 @@ def test_what_cannot_be_set_is_not_written(
     done = qwen3("config", *args)
     assert done.returncode == 2 and message in done.stderr
     assert path.read_text() == "budget = 3 # mine\n"
+
+
+def test_what_is_no_unicode_is_not_written(qwen3: Command) -> None:
+    done = qwen3("config", "set", "system", os.fsdecode(b"caf\xe9"))
+    assert done.returncode == 2 and "has bytes that are no UTF-8" in done.stderr
+    path = config(qwen3, "")
+    path.write_bytes(b"# caf\xe9\n")
+    done = qwen3("config", "set", "budget", "3")
+    assert done.returncode == 2 and f"{path}: cannot be read" in done.stderr
+    assert path.read_bytes() == b"# caf\xe9\n"
 
 
 def test_a_wrong_line_is_mended_by_setting_or_unsetting_it(qwen3: Command) -> None:

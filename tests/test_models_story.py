@@ -125,6 +125,16 @@ def test_a_damaged_model_of_the_hub(hub: LoopbackHub, qwen3: Pull) -> None:
     assert qwen3("run", QUESTION, "-m", "0.6b", "--temp", "0").out == "60\n"
 
 
+def test_no_repair_offline(hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert qwen3("pull", "0.6b", "--weights").code == 0
+    flip(registry.source("0.6b")[0] / "tokenizer.json")
+    asked = len(hub.seen)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = qwen3("verify", "0.6b", "--weights", "--repair")
+    assert done.code == 7 and "not repaired: HF_HUB_OFFLINE is set" in done.err
+    assert len(hub.seen) == asked
+
+
 # ---- what is here -----------------------------------------------------------
 
 
@@ -146,6 +156,26 @@ def test_a_part_of_a_model(hub: LoopbackHub, qwen3: Pull, pauses: Any) -> None:
     assert (told["model"], told["bytes"], told["total_bytes"]) == ("0.6b", 1000, None)
     assert qwen3("rm", "0.6b", "--yes").code == 0
     assert everything(cache()) == []
+
+
+def test_what_is_odd_hides_nothing(hub: LoopbackHub, qwen3: Pull) -> None:
+    """Links in a circle in the cache, and notes of pulls that somebody edited."""
+    assert qwen3("pull", "0.6b").code == 0
+    circle = registry.resolve("0.6b").parent / "circle"
+    circle.symlink_to("circle")
+    part().write_bytes(b"beginning")
+    notes = Path(os.environ["XDG_STATE_HOME"]) / "qwen3" / "pulls"
+    notes.mkdir(parents=True, exist_ok=True)
+    file = {"name": NAME, "size": "many", "digest": part().name[:64]}
+    note = {"model": "0.6b:q8_0", "kind": "gguf", "repository": GGUF, "cache": str(cache())}
+    odd = [[], 7, note | {"files": [file]}, note | {"files": [], "kind": "../x"}]
+    for i, told in enumerate(odd):
+        (notes / f"{i}.json").write_text(json.dumps(told))
+    whole, rest = listed(qwen3)
+    assert (whole["complete"], rest["complete"], rest["bytes"]) == (True, False, 9)
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert models() == [circle.relative_to(cache()).as_posix()]
+    assert listed(qwen3) == []
 
 
 def test_at_an_older_commit(hub: LoopbackHub, qwen3: Pull) -> None:
@@ -207,6 +237,34 @@ def test_links_that_lead_out(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) -> N
     assert outside.exists() and (registry.models_folder() / "mine-q8_0.gguf").is_symlink()
 
 
+@pytest.mark.parametrize("where", ["refs", ".no_exist", "refs/heads"])
+def test_tidying_follows_no_link(hub: LoopbackHub, qwen3: Pull, tmp_path: Path, where: str) -> None:
+    """What is in the folder of a repository for no model's sake leads nowhere else either."""
+    outside = tmp_path / "outside"
+    (outside / "more").mkdir(parents=True)
+    for path in (outside / "note", outside / "more" / "note"):
+        path.write_text("precious")
+    assert qwen3("pull", "0.6b").code == 0
+    link = cache() / "models--Qwen--Qwen3-0.6B-GGUF" / where
+    if where == "refs":
+        shutil.rmtree(link)
+    link.symlink_to(outside)
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert everything(outside) == ["more/note", "note"] and models() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"../..", b"/etc", b"1" * 39])
+def test_a_damaged_name_of_a_commit(hub: LoopbackHub, qwen3: Pull, content: bytes) -> None:
+    """Leads nowhere, and is no reason to fail."""
+    assert qwen3("pull", "0.6b").code == 0
+    path = registry.resolve("0.6b")
+    (cache() / "models--Qwen--Qwen3-0.6B-GGUF" / "refs" / "main").write_bytes(content)
+    assert registry.resolve("0.6b") == path
+    assert str(path) in qwen3("pull", "0.6b", "--offline").err
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert everything(cache()) == []
+
+
 def test_nothing_without_a_yes(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) -> None:
     assert qwen3("pull", "0.6b").code == 0
     done = qwen3("rm", "0.6b")
@@ -217,6 +275,35 @@ def test_nothing_without_a_yes(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) ->
         child.wait_for(r"Remove 0.3 MB\? \[y/N\] ")
         child.type(answer)
         assert child.finish() == 0 and len(models()) == left
+
+
+def test_several_beginnings_of_a_file(hub: LoopbackHub, qwen3: Pull) -> None:
+    """Other tools, and other versions of them, call theirs differently; the lock is one."""
+    assert qwen3("pull", "0.6b").code == 0
+    for more in (".incomplete", ".1234.incomplete"):
+        part().with_name(part().name.replace(".incomplete", more)).write_bytes(b"beginning")
+    assert qwen3("rm", "0.6b", "--yes").code == 0
+    assert everything(cache()) == []
+
+
+def test_what_a_pull_ended_meanwhile(
+    hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The beginning that rm saw is a model when it gets its lock."""
+    from qwen3cli import remove
+
+    part().parent.mkdir(parents=True)
+    part().write_bytes(MODEL[:1000])
+    wait = remove.locked
+
+    def late(*args: Any) -> Any:
+        assert qwen3("pull", "0.6b").code == 0
+        return wait(*args)
+
+    monkeypatch.setattr(remove, "locked", late)
+    done = qwen3("rm", "0.6b", "--yes", "--json")
+    assert json.loads(done.out)["freed_bytes"] == len(MODEL)
+    assert everything(cache()) == []
 
 
 def test_beside_a_pull(hub: LoopbackHub, qwen3: Pull) -> None:
@@ -321,6 +408,14 @@ def test_a_model_that_is_missing_is_offered(hub: LoopbackHub, tmp_path: Path) ->
         child.type(answer)
         assert child.finish() == code
     assert "60" in child.text
+
+
+def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    child = Command(tmp_path).terminal("run", QUESTION, "-m", "private/x.gguf", HF_ENDPOINT=hub.url)
+    assert child.finish() == 3 and "private/x.gguf: there is no such model file" in child.text
+    assert hub.seen == []
 
 
 def test_missing_weights_are_offered(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_other_tools_share_the_cache(hub: LoopbackHub, pull: Pull) -> None:
     assert len(hub.received("cdn")) == before
 
 
+def test_a_cache_that_was_copied(hub: LoopbackHub, pull: Pull) -> None:
+    """By what follows links, or made by a tool on a disk without them: files are in their place."""
+    pull("0.6b")
+    path = registry.resolve("0.6b")
+    blob = path.resolve()
+    path.unlink()
+    blob.rename(path)
+    assert "is here already" in pull("0.6b").err
+    assert path.read_bytes() == MODEL and not path.is_symlink()
+
+
 def test_a_revision(hub: LoopbackHub, pull: Pull) -> None:
     hub.repositories[GGUF].names = {"v1": "1" * 40, "refs/pr/7": "1" * 40}
     for revision in ("v1", "refs/pr/7"):
@@ -116,6 +127,28 @@ def test_the_token_stays_with_the_hub(
     }
     sent = [" ".join(seen.headers.values()) + seen.path for seen in hub.received("cdn")]
     assert len(sent) == 2 and TOKEN not in "".join(sent)
+
+
+def test_no_proxy_sees_the_token(
+    hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub on this machine is asked directly: what goes to a proxy by http, it can read."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HTTP_PROXY", hub.cdn)
+    hub.plan("resolve", lambda handler, _: handler.content(MODEL))  # no other host
+    assert pull("some/private-GGUF").code == 0
+    assert hub.received("cdn") == []
+
+
+@pytest.mark.parametrize(
+    "url", ["", "hub", "ftp://hub.test", "http://[::1", "https://hub:port", "https:///x"]
+)
+def test_an_endpoint_that_is_none(
+    hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    done = pull("0.6b")
+    assert done.code == 2 and f"HF_ENDPOINT {url}: an address is needed" in done.err
 
 
 REFUSED = {

@@ -162,6 +162,11 @@ def test_circles_of_redirects(hub: LoopbackHub, pull: Pull) -> None:
     assert len([seen for seen in hub.seen if "/resolve/" in seen.path]) == 6
 
 
+def test_a_redirect_to_a_name_that_is_none(hub: LoopbackHub, pull: Pull, pauses: Any) -> None:
+    hub.plan("resolve", redirect(f"https://{'x' * 70}.test/x"))
+    assert pull("0.6b").code == 0 and pauses == [0.5]
+
+
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/x", "file:///etc/passwd", "data:,x"])
 def test_redirects_to_no_hub(hub: LoopbackHub, pull: Pull, to: str) -> None:
     hub.plan("resolve", redirect(to))
