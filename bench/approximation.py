@@ -59,7 +59,8 @@ def main() -> None:
             read = read or stats.bytes_read
             print(
                 f"| {share:.0%} | {prefer:g} | {drop:g} | {kl.mean():.1e} "
-                f"| {kl.std() / len(kl) ** 0.5:.0e} | {same:.2%} | {stats.hit_rate:.1%} | {stats.bytes_read / read:.2f} |",
+                f"| {kl.std() / len(kl) ** 0.5:.0e} | {same:.2%} "
+                f"| {stats.hit_rate:.1%} | {stats.bytes_read / read:.2f} |",
                 flush=True,
             )
 

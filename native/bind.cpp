@@ -1,8 +1,13 @@
-// bind.cpp - the engine as a Python module: see bind.h for its parts.
+// bind.cpp - see bind.h.
 
 #include "bind.h"
 
 static PyObject *native_error;
+
+void bind_errors(nb::module_ &m) {
+    native_error = PyErr_NewException("qwen3_native.NativeError", PyExc_Exception, nullptr);
+    m.attr("NativeError") = nb::handle(native_error);
+}
 
 [[noreturn]] void raise(const qwen3_error &err) {
     static const char *names[] = {"ok",          "arg",    "io",      "format",
@@ -22,13 +27,4 @@ string path_of(const nb::bytes &path) {
     if (std::strlen(path.c_str()) != path.size())
         throw nb::value_error("the path holds a NUL byte");
     return path.c_str();
-}
-
-NB_MODULE(qwen3_native, m) {
-    nb::set_leak_warnings(false); // a session that lives until exit is no fault of its user
-    native_error = PyErr_NewException("qwen3_native.NativeError", PyExc_Exception, nullptr);
-    m.attr("NativeError") = nb::handle(native_error);
-    bind_files(m);
-    bind_tokenizer(m);
-    bind_models(m);
 }

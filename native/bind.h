@@ -19,6 +19,7 @@ namespace nb = nanobind;
 using nb::literals::operator""_a;
 using std::string;
 
+void bind_errors(nb::module_ &);
 void bind_files(nb::module_ &);     // files, rows of their tensors, codecs
 void bind_tokenizer(nb::module_ &);
 void bind_models(nb::module_ &);    // models, sessions, importances, probes

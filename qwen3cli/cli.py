@@ -13,11 +13,13 @@ import typer
 
 from quant.errors import QuantError
 from qwen3cli import __version__
+from qwen3cli.cli_config import settings
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
     Context,
     DropMisses,
+    Json,
     KvType,
     ModelArgument,
     ModelName,
@@ -99,7 +101,6 @@ _TYPES = (
     "F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, "
     "Q4_1, Q4_0, MOE_Q4"
 )
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
@@ -107,7 +108,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def run(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
     *,
     options: Options,
 ) -> int:
@@ -150,7 +151,7 @@ def fit(
     everything: Annotated[
         bool, typer.Option("--all", help="Every release in every quantization.")
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Tell what fits into memory, and how fast it will be.
 
@@ -178,7 +179,7 @@ def fit(
 
 
 @app.command()
-def doctor(context: typer.Context, as_json: _Json = False) -> int:
+def doctor(context: typer.Context, as_json: Json = False) -> int:
     """Describe this machine, and what is wrong with it.
 
     Exit code 1: something has to be repaired.
@@ -263,7 +264,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Measure prefill and decode beside the machine's limits."""
     from qwen3cli.bench import Plan, bench
@@ -306,7 +307,7 @@ def pull(
     offline: Annotated[
         bool, typer.Option("--offline", help="Look whether it is here; use no network.")
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Fetch a model from the Hugging Face Hub into its cache.
 
@@ -319,7 +320,7 @@ def pull(
 
 
 @app.command()
-def ls(context: typer.Context, as_json: _Json = False) -> None:
+def ls(context: typer.Context, as_json: Json = False) -> None:
     """List the models on this machine."""
     from qwen3cli.installed import ls
 
@@ -339,7 +340,7 @@ def rm(
         bool, typer.Option("--weights", help="The safetensors, not the GGUF file.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Remove models from the Hugging Face cache or the models folder.
 
@@ -441,7 +442,7 @@ def verify(
     ] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="A line for every tensor.")] = False,
     threads: QuantizerThreads = 0,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> int:
     """Check whether a model file is whole, and close to its source.
 
@@ -504,7 +505,7 @@ def kl(
     reference: Annotated[
         str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
     ],
-    as_json: _Json = False,
+    as_json: Json = False,
     *,
     reading: Reading,
 ) -> None:
@@ -520,7 +521,7 @@ def kl(
 
 @evaluation.command()
 @shared
-def ppl(context: typer.Context, as_json: _Json = False, *, reading: Reading) -> None:
+def ppl(context: typer.Context, as_json: Json = False, *, reading: Reading) -> None:
     """Perplexity of a model."""
     from qwen3cli.evaluate import evaluate
 
@@ -534,7 +535,7 @@ def show(
     tensors: Annotated[
         bool, typer.Option("--tensors/--no-tensors", help="With the tensors, or their sum alone.")
     ] = True,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show the metadata and the tensors of a model file."""
     from qwen3cli.obtain import resolve
@@ -549,7 +550,7 @@ def tokenize(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text file; -: stdin.")] = "-",
     model: ModelName = None,
     added: Added = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show the tokens of a text.
 
@@ -560,68 +561,4 @@ def tokenize(
     tokenize(model, file, context.obj, added=added, as_json=as_json)
 
 
-settings = typer.Typer(rich_markup_mode=None, help="What flags are when they are not given.")
 app.add_typer(settings, name="config")
-
-
-def _keys(incomplete: str) -> list[str]:
-    from qwen3cli.config import KEYS
-
-    return [key for key in KEYS if key.startswith(incomplete)]
-
-
-_Key = Annotated[
-    str, typer.Argument(metavar="KEY", help="As in `config list`.", autocompletion=_keys)
-]
-
-
-@settings.command("list")
-def list_settings(
-    context: typer.Context,
-    origin: Annotated[bool, typer.Option("--origin", help="Say where each comes from.")] = False,
-    as_json: _Json = False,
-) -> int:
-    """Show every setting.
-
-    Exit code 2: there is something wrong in the file or the environment.
-    """
-    from qwen3cli.configure import show_settings
-
-    return show_settings(context.obj, origin=origin, as_json=as_json)
-
-
-@settings.command("get")
-def get_setting(context: typer.Context, key: _Key) -> int:
-    """Show one setting.
-
-    Exit code 1: it is not set.
-    """
-    from qwen3cli.configure import show_setting
-
-    return show_setting(key, context.obj)
-
-
-@settings.command("set", context_settings={"ignore_unknown_options": True})
-def set_setting(
-    context: typer.Context, key: _Key, value: Annotated[str, typer.Argument(metavar="VALUE")]
-) -> None:
-    """Write a setting to the file."""
-    from qwen3cli.configure import change
-
-    change(key, value, context.obj)
-
-
-@settings.command("unset")
-def unset_setting(context: typer.Context, key: _Key) -> None:
-    """Remove a setting from the file."""
-    from qwen3cli.configure import change
-
-    change(key, None, context.obj)
-
-
-@settings.command("path")
-def setting_path(context: typer.Context) -> None:
-    """Show where the file is."""
-    from qwen3cli.configure import show_path
-
-    show_path(context.obj)

@@ -120,6 +120,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A GGUF file or a name.", autocompletion=complete_models),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its like as tokens.")]
 Ram = Annotated[
     str | None,
