@@ -134,7 +134,7 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     )
     terminal.note(
         f"file and memory in GB, with a context of {report['n_ctx']:,} tokens; tok/s with half of "
-        "it filled; s/1,000: seconds to read 1,000 tokens of a prompt; fits 35 %: of the experts"
+        "it filled; s/1,000: seconds to read 1,000 tokens of a prompt; fits 35%: of the experts"
     )
     found = report["recommended"]
     if found is None and ram is None:
@@ -161,4 +161,4 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.{0 if value >= 10 else 1}f}"
+    return "-" if value is None else f"{value:,.{0 if value >= 10 else 1}f}"

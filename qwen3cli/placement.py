@@ -142,10 +142,11 @@ def _refusal(name: str, found: Placement, share: float, kv: str | None) -> DoesN
 
     sizes, ram = found.sizes, found.ram
     assert sizes is not None and ram is not None
-    enough = math.ceil(found.least / share / 1e7) / 100  # as --ram takes it
+    least = math.ceil(found.least / share / 1e7)  # in 10 MB, as --ram takes it
+    enough = f"{least / 100:.2f} GB" if least >= 100 else f"{least}0 MB"
     text = (
-        f"{name}: {amount(ram / share)} of memory is too little: {enough:.2f} GB are needed with "
-        f"a context of {found.n_ctx:,} tokens (--ctx); {amount(sizes.dense)} of weights are read "
+        f"{name}: {amount(ram / share)} of memory is too little: {enough} are needed with a "
+        f"context of {found.n_ctx:,} tokens (--ctx); {amount(sizes.dense)} of weights are read "
         "for every token"
     )
     if sizes.experts:

@@ -76,9 +76,17 @@ def wanted(model: str, *, weights: bool = False) -> Wanted:
         )
     quant = quant or release.quants[0]
     if quant not in release.quants:
+        from quant.errors import UsageError as NoSuchType
+        from quant.recipes import recipe
+
+        has = f"{model}: {release.gguf} has {', '.join(release.quants)}"
+        try:
+            made = recipe(quant).name
+        except NoSuchType:
+            raise ModelNotFound(f"{has}, and `qwen3 quantize` makes no {quant}") from None
         raise ModelNotFound(
-            f"{model}: {release.gguf} has {', '.join(release.quants)}; `qwen3 pull {release.name} "
-            f"--weights` and `qwen3 quantize {release.name} --type {quant.upper()}` make others"
+            f"{has}; `qwen3 pull {release.name} --weights` and "
+            f"`qwen3 quantize {release.name} --type {made}` make others"
         )
     return Wanted(release.gguf, _patterns(quant), "gguf", f"{release.name}:{quant}")
 
@@ -145,6 +153,8 @@ def source(model: str) -> tuple[Path, Path]:
     a file made of it is named after: the same path, or the name. Raises ModelNotFound."""
     if path := _opened_by(Path(model)):
         return path, path
+    if model.lower() in EMBEDDED:
+        raise UsageError(f"{model}: is a part of this program, and quantized already")
     release = release_of(model)
     if release is None and not _is_repository(model):
         raise ModelNotFound(
@@ -283,6 +293,11 @@ def _chosen(wish: Wanted, paths: list[str]) -> list[str]:
     if not found:
         quants = sorted(set(filter(None, map(quant_of, there))))
         what = f"there are {', '.join(quants)}" if quants else "it has no GGUF files"
+        if there and not quants:
+            what = (
+                f"of {', '.join(there)} no name tells a quantization: download the one you mean, "
+                "and give its path"
+            )
         raise ModelNotFound(f"{wish.name}: not in {wish.repository}; {what}")
     folders = {PurePosixPath(path).parent for path in found}
     first = min(folders, key=lambda folder: (len(folder.parts), str(folder)))

@@ -209,7 +209,8 @@ class Hub:
                 request = self._redirected(response)
         except (httpx2.TransportError, UnicodeError) as error:  # the latter of a host's name
             host = urlsplit(url).netloc
-            raise Passing(f"{host}: {str(error) or type(error).__name__}") from None
+            why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+            raise Passing(f"{host}: {why}") from None
         raise Qwen3Error(f"{url}: more than {_MOST_REDIRECTS} redirects; nothing was fetched")
 
     def _redirected(self, response: httpx2.Response) -> httpx2.Request:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from qwen3cli.errors import Qwen3Error, UsageError
 
@@ -190,9 +190,10 @@ class Terminal:
         table = Table(box=SIMPLE, pad_edge=False)
         for i, title in enumerate(head):
             numbers = [_NUMBER.fullmatch(line[i]) for line in lines]
-            table.add_column(title, justify="right" if all(numbers) else "left")
+            justify: Literal["left", "right"] = "right" if all(numbers) else "left"
+            table.add_column(Text(title), justify=justify, overflow="fold")
         for line in lines:
-            table.add_row(*(Text(cell, overflow="fold") for cell in line))
+            table.add_row(*map(Text, line))
         # Not by its own pen: the console draws, this class writes.
         console = Console(force_terminal=self._out.is_styled)
         with console.capture() as drawn:

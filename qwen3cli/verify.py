@@ -168,7 +168,7 @@ def _show(path: Path, compared: bool, report: Report, terminal: Terminal, *, ten
     for text in report.remarks:
         terminal.note(f"{path}: {text}")
     for text in report.problems[:_SHOWN]:
-        terminal.note(f"qwen3: {path}: {text}")
+        terminal.note(f"qwen3: {path}: {text.removeprefix(f'{path.name}: ')}")
     if len(report.problems) > _SHOWN:
         terminal.note(f"qwen3: {path}: and {len(report.problems) - _SHOWN} more (--json: all)")
     if not report.problems:

@@ -116,7 +116,7 @@ def test_a_damaged_model_of_the_hub(hub: LoopbackHub, qwen3: Pull) -> None:
     hub.always["content"] = lambda handler, data: handler.answer(404, b"", {})
     hub.plan("api", lambda handler, _: handler.answer(404, b"", {}))
     failed = qwen3("verify", "0.6b", "--repair")
-    assert failed.code == 7 and f"{NAME}: differs from its checksum; not repaired" in failed.err
+    assert failed.code == 7 and f"{path}: differs from its checksum; not repaired" in failed.err
     hub.always.clear()
     hub.repositories[GGUF].commit = "2" * 40  # main went on
     hub.repositories[GGUF].names = {"1" * 40: "1" * 40}

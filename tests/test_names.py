@@ -81,6 +81,8 @@ def test_a_repository_alone_wants_the_best_it_has() -> None:
     assert wish.choose(["model.gguf", "mmproj-F16.gguf"]) == ["model.gguf"]
     with pytest.raises(ModelNotFound, match="no GGUF files"):
         wish.choose(["model.safetensors"])
+    with pytest.raises(ModelNotFound, match=r"of a\.gguf, b\.gguf no name tells a quantization"):
+        wish.choose(["a.gguf", "b.gguf"])
 
 
 def test_all_shards_of_one_folder_are_wanted() -> None:
@@ -110,6 +112,7 @@ def test_weights_are_what_quantize_reads() -> None:
         ("4b-instruct-2507", "pull 4b-instruct-2507 --weights"),
         ("8b-base:q4", "quantize 8b-base"),
         ("0.6b:q4", "has q8_0; .*--type Q4_K_M"),
+        ("0.6b:q9", "has q8_0, and `qwen3 quantize` makes no q9"),
         ("30b-a3", "did you mean 30b-a3b"),
         ("coder", "did you mean coder-30b-a3b"),
         ("nano", "part of this program"),

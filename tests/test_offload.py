@@ -214,4 +214,4 @@ def test_two_models_share_the_memory(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["kl"]["max"] == 0
     assert done.stderr.count(f"{ram / 1e6:.1f} GB of memory") == 2
     refused = qwen3(*both, "--ram", "400M")
-    assert refused.returncode == 4 and "400 MB of memory is too little: 0.6" in refused.stderr
+    assert refused.returncode == 4 and "400 MB of memory is too little: 6" in refused.stderr

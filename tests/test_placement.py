@@ -94,7 +94,7 @@ def test_what_is_held(
 
 
 def test_memory_that_is_too_little_says_how_much_is_needed() -> None:
-    with pytest.raises(DoesNotFit, match=r"0\.32 GB are needed"):
+    with pytest.raises(DoesNotFit, match=r"320 MB are needed"):
         place(NANO_MOE, "100M")
 
 
@@ -296,7 +296,7 @@ def test_the_command_fit(tmp_path: Path) -> None:
     for model in ("nano", "nano-moe"):
         refused = qwen3("fit", model, "--ram", "200M")
         assert refused.returncode == 4 and refused.stdout == ""
-        enough = refused.stderr.partition(" GB are needed")[0].split()[-1]
-        assert qwen3("fit", model, "--ram", f"{enough}G").returncode == 0
+        enough = refused.stderr.partition(" MB are needed")[0].split()[-1]
+        assert qwen3("fit", model, "--ram", f"{enough}M").returncode == 0
     assert qwen3("fit", "nano", "--ram", "much").returncode == 2
     assert qwen3("fit", "9b").returncode == 3

@@ -54,6 +54,8 @@ def test_a_path_is_itself_and_a_missing_one_is_an_error(home: Path) -> None:
         registry.resolve("folder/other")
     with pytest.raises(UsageError, match="quantize"):
         registry.resolve(str(home))
+    with pytest.raises(UsageError, match="quantized already"):
+        registry.source("nano")
 
 
 def test_names_are_found_in_the_models_folder_first(home: Path) -> None:

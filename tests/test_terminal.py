@@ -199,6 +199,13 @@ def test_columns_of_numbers_are_aligned_to_the_right(open_terminal) -> None:
     ]
 
 
+def test_a_narrow_table_cuts_nothing(open_terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    terminal, stdout, _ = open_terminal(out=True, err=True)
+    terminal.table(("a long heading", "another"), [("a" * 30, "b" * 30)])
+    assert "…" not in stdout.text and stdout.text.count("b") == 30
+
+
 def test_a_progress_bar_shows_a_hostile_title_as_text(open_terminal) -> None:
     terminal, _, stderr = open_terminal(out=True, err=True)
     with terminal.progress("[red]{task}\x1b[2J") as move:
