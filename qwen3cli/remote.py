@@ -139,6 +139,8 @@ class Hub:
             at = urlsplit("")
         if at.scheme not in ("http", "https") or not at.hostname:
             raise UsageError(f"HF_ENDPOINT {self.endpoint}: an address is needed, https://...")
+        if "@" in at.netloc:  # messages tell the address
+            raise UsageError("HF_ENDPOINT: has a password in it; set HF_TOKEN instead")
         self._note = note
         self._has_token = False
         headers = {"User-Agent": f"qwen3/{__version__}", "Accept-Encoding": "identity"}
@@ -177,7 +179,13 @@ class Hub:
                         body += chunk
                         if len(body) > _MOST_LISTING:
                             raise FormatError(f"{repository}: the hub's list of files has no end")
-                return _parsed(repository, bytes(body))
+                listing = _parsed(repository, bytes(body))
+                if _COMMIT.match(revision) and listing.commit != revision:
+                    raise FormatError(
+                        f"{repository}: the hub was asked for {revision} and tells of "
+                        f"{listing.commit}; nothing was fetched"
+                    )
+                return listing
             except Passing as error:
                 patience.wait(error)
 

@@ -218,7 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
             fault(self, b"{}")
         elif found := self._allowed(name, revision):
             listed = found.listed()
-            told: Any = {"id": name, "sha": found.commit, "siblings": listed}
+            commit = found.names.get(revision, found.commit)
+            told: Any = {"id": name, "sha": commit, "siblings": listed}
             if tree:
                 told = [
                     {"type": "file", "path": each["rfilename"], "size": each["size"]}

@@ -95,6 +95,13 @@ def test_a_revision(hub: LoopbackHub, pull: Pull) -> None:
     assert (missing.code, missing.err) == (3, f"qwen3: {GGUF}: has no revision v2\n")
 
 
+def test_another_commit_than_the_one_asked_for(hub: LoopbackHub, pull: Pull) -> None:
+    hub.repositories[GGUF].names = {"3" * 40: "1" * 40}
+    done = pull("0.6b", "--revision", "3" * 40)
+    assert done.code == 1 and f"asked for {'3' * 40} and tells of {'1' * 40}" in done.err
+    assert everything(cache()) == []
+
+
 def test_a_new_commit_costs_what_changed(hub: LoopbackHub, pull: Pull) -> None:
     pull("0.6b", "--weights")
     repository = hub.repositories["Qwen/Qwen3-0.6B"]
@@ -149,6 +156,15 @@ def test_an_endpoint_that_is_none(
     monkeypatch.setattr(constants, "ENDPOINT", url)
     done = pull("0.6b")
     assert done.code == 2 and f"HF_ENDPOINT {url}: an address is needed" in done.err
+
+
+def test_no_password_in_the_endpoint(
+    hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("//", "//me:secret@"))
+    done = pull("some/nothing")
+    assert done.code == 2 and "set HF_TOKEN instead" in done.err and "secret" not in done.err
+    assert hub.seen == []
 
 
 REFUSED = {
