@@ -49,10 +49,6 @@ def pull(
             report = _fetched(model, wish, at, terminal)
         except Unreachable as error:
             raise Qwen3Error(f"{error}; {_what_is_cached(wish)}") from None
-        except KeyboardInterrupt:
-            terminal.interrupted()
-            terminal.note(f"interrupted; {_GOES_ON}")
-            raise
     report["seconds"] = round(time.monotonic() - started, 3)
     if as_json:
         terminal.json(report)
@@ -107,6 +103,10 @@ class Order:
                 received = self._receive(terminal)
         except Unreachable as error:
             raise Qwen3Error(f"{error}; {_GOES_ON}") from None
+        except KeyboardInterrupt:
+            terminal.interrupted()
+            terminal.note(f"interrupted; {_GOES_ON}")
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from commandline import QUESTION, ROOT, Command
 from conftest import COMMAND
-from hub_server import LoopbackHub, cut
+from hub_server import LoopbackHub, cut, slow
 from huggingface_hub import constants
 from pulling import GGUF, MODEL, NAME, Outcome, Pull, cache, everything, models, part, set_up
 
@@ -408,6 +408,17 @@ def test_a_model_that_is_missing_is_offered(hub: LoopbackHub, tmp_path: Path) ->
         child.type(answer)
         assert child.finish() == code
     assert "60" in child.text
+
+
+def test_ctrl_c_in_a_pull_that_was_offered(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.plan("content", slow(10_000, 0.1))
+    child = Command(tmp_path).terminal("run", QUESTION, "-m", "0.6b", HF_ENDPOINT=hub.url)
+    child.wait_for(r"Pull it\? \[Y/n\] ")
+    child.type("\r")
+    child.wait_for("MB/s")
+    child.type("\x03")
+    assert child.finish() == 130
+    assert "interrupted; the same command goes on where this one ended" in child.text
 
 
 def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(
