@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,19 +60,43 @@ def replacing_all(
             yield parts
             for part in parts:
                 _sync(part)
-            _publish(parts, files)
+            with _undisturbed():
+                _publish(parts, files)
+                for old in forms(path) if sweep else ():
+                    if old not in files:
+                        old.unlink(missing_ok=True)
+                _sync(path.parent)
         except BaseException:
             for part in parts:
                 part.unlink(missing_ok=True)
             raise
-        for old in forms(path) if sweep else ():
-            if old not in files:
-                old.unlink(missing_ok=True)
-        _sync(path.parent)
     except OSError as error:
         raise _refusal(path, error, elsewhere) from error
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the block has ended: between two names of a set it would cost both the
+    old and the new one."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield  # nobody is interrupted here
+        return
+    came = False
+
+    def remember(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _publish(parts: list[Path], files: list[Path]) -> None:

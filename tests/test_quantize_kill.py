@@ -246,3 +246,21 @@ def test_a_disk_that_is_full(
     with pytest.raises(QuantError, match=r"needs 4\.\d MB, but its disk has 3\.1 MB free"):
         quantize(DATA / "nano-dense", tmp_path / "out.gguf", "q8_0", split_size=split_size)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_between_the_names_of_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until they are all given: the new set is whole, and nothing of the old is left."""
+    source, out = DATA / "nano-dense", tmp_path / "out.gguf"
+    new = clean(source, tmp_path / "new", "q8_0", 2_000_000)
+    quantize(source, out, "f16", split_size=4_000_000)
+    replace, renamed = Path.replace, count()
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if next(renamed) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, out, "q8_0", split_size=2_000_000)
+    assert contents([path for path in tmp_path.iterdir() if path.is_file()]) == new
