@@ -23,6 +23,7 @@ from qwen3cli.terminal import Terminal
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
 
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _GOES_ON = "the same command goes on where this one ended"
 
 
@@ -79,8 +80,8 @@ class Order:
         self._listing = source.listing(wish.repository, revision)
         self._files = _chosen(wish, self._listing)
         self._store = Store(self._listing, note)
-        missing = [file for file in self._files if not self._store.has(file)]
-        self.needed = sum(map(self._store.missing_bytes, missing))  # bytes
+        self._missing = [file for file in self._files if not self._store.has(file)]
+        self.needed = sum(map(self._store.missing_bytes, self._missing))  # bytes
 
     @property
     def free(self) -> int:
@@ -108,9 +109,12 @@ class Order:
             terminal.note(f"interrupted; {_GOES_ON}")
             raise
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                text = f"{root}: the disk is full; free some space; {_GOES_ON}"
+                raise Qwen3Error(text) from None
+            if error.errno not in _READ_ONLY or self._missing:
                 raise
-            raise Qwen3Error(f"{root}: the disk is full; free some space; {_GOES_ON}") from None
+            received = 0  # a cache that somebody else fills needs no lock to be read
         names = [file.name for file in self._files]
         report = _report(wish, self._store.snapshot, self._listing.commit, names)
         return report | {"received_bytes": received}

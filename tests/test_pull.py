@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,26 @@ def test_a_cache_that_was_copied(hub: LoopbackHub, pull: Pull) -> None:
     blob.rename(path)
     assert "is here already" in pull("0.6b").err
     assert path.read_bytes() == MODEL and not path.is_symlink()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_others_fill(
+    hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    opened = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any) -> int:
+        if flags & os.O_CREAT and Path(path).is_relative_to(cache()):
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, flags, *rest)
+
+    pull("0.6b")
+    shutil.rmtree(cache() / ".locks")
+    monkeypatch.setattr(os, "open", read_only)
+    done = pull("0.6b")
+    assert done.code == 0 and "is here already" in done.err
+    with pytest.raises(OSError, match=os.strerror(code)):
+        pull("some/model-GGUF:q8_0")
 
 
 def test_a_revision(hub: LoopbackHub, pull: Pull) -> None:
