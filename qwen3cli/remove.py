@@ -35,7 +35,9 @@ def rm(
             stack.enter_context(locked(repository, None))
         chosen = _chosen(models, weights=weights)  # a pull may have ended meanwhile
         going = {path for each in chosen for path in each.files if path.is_symlink()}
-        plans = [_Plan(each, going) for each in chosen]
+        plans: list[_Plan] = []
+        for each in chosen:
+            plans.append(_Plan(each, going, {path for plan in plans for path in plan.gone}))
         # Once each: models can have a file in common, and a file several beginnings.
         for lock in sorted({_lock(blob) for plan in plans for blob in plan.in_blobs}):
             stack.enter_context(_held(lock))
@@ -67,9 +69,10 @@ def _chosen(models: Iterable[str], *, weights: bool) -> list[Installed]:
 class _Plan:
     """What goes of a model, and what stays because something else uses it."""
 
-    def __init__(self, what: Installed, going: set[Path]) -> None:
-        """going: links that are removed, of other models too. Raises
-        UsageError for an embedded one, Qwen3Error for links that lead elsewhere."""
+    def __init__(self, what: Installed, going: set[Path], counted: set[Path]) -> None:
+        """going: links that are removed, of other models too. counted: files that go with a model
+        before this one. Raises UsageError for an embedded one, Qwen3Error for links that lead
+        elsewhere."""
         self._what = what
         if what.place == "embedded":
             raise UsageError(f"{what.model}: is a part of this program")
@@ -93,9 +96,10 @@ class _Plan:
                 else:
                     self.blobs.append(blob)
         self.in_blobs = [*self.blobs, *(p for p in what.files if p.parent.name == "blobs")]
-        gone = [*self.blobs, *(path for path in what.files if not path.is_symlink())]
-        self.freed = sum(p.stat().st_size for p in gone if p.exists() and p.stat().st_nlink == 1)
-        self._hard = [path for path in gone if path.exists() and path.stat().st_nlink > 1]
+        own = {*self.blobs, *(path for path in what.files if not path.is_symlink())} - counted
+        self.gone = sorted(path for path in own if path.exists())
+        self.freed = sum(p.stat().st_size for p in self.gone if p.stat().st_nlink == 1)
+        self._hard = [path for path in self.gone if path.stat().st_nlink > 1]
 
     def tell(self, terminal: Terminal) -> None:
         what = self._what

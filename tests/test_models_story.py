@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from commandline import QUESTION, ROOT, Command
 from conftest import COMMAND
-from hub_server import LoopbackHub, cut, slow
+from hub_server import LoopbackHub, Repository, cut, slow
 from huggingface_hub import constants
 from pulling import GGUF, MODEL, NAME, Outcome, Pull, cache, everything, models, part, set_up
 
@@ -205,6 +205,18 @@ def test_all_revisions_go_and_what_others_use_stays(hub: LoopbackHub, qwen3: Pul
     assert told["removed"][0]["kept"] == [{"path": str(blob), "used_by": [str(other)]}]
     assert other.read_bytes() == MODEL
     assert not any("Qwen3-0.6B" in name and "/snapshots/" in name for name in everything(cache()))
+
+
+def test_a_blob_that_two_have_is_counted_once(hub: LoopbackHub, qwen3: Pull) -> None:
+    twins = ["some/twin-GGUF:q4_k_m", "some/twin-GGUF:q8_0"]
+    names = ("twin-q4_k_m.gguf", "twin-q8_0.gguf")
+    hub.repositories["some/twin-GGUF"] = Repository(dict.fromkeys(names, MODEL))
+    assert [qwen3("pull", each).code for each in twins] == [0, 0]
+    done = qwen3("rm", *twins, "--yes", "--json")
+    told = json.loads(done.out)
+    assert [each["freed_bytes"] for each in told["removed"]] == [len(MODEL), 0]
+    assert told["freed_bytes"] == len(MODEL)
+    assert everything(cache()) == []
 
 
 def test_one_of_several(hub: LoopbackHub, qwen3: Pull) -> None:
