@@ -104,7 +104,7 @@ def read(path: Path) -> tuple[dict[str, Setting], list[str]]:
     """The settings in a file and what is wrong with the others, with their lines. A file that
     is not there has none."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # some editors begin a file with U+FEFF
     except FileNotFoundError:
         return {}, []
     except (OSError, ValueError) as error:

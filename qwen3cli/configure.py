@@ -76,7 +76,7 @@ def change(key: str, text: str | None, terminal: Terminal) -> None:
         value = parse(key, text, key)
         check_setting(key, Setting(value, ""))
     try:
-        old = path.read_text("utf-8") if path.exists() else ""
+        old = path.read_text("utf-8-sig") if path.exists() else ""
     except UnicodeError as error:
         raise UsageError(f"{path}: cannot be read: {error}; mend or remove it") from None
     try:

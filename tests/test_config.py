@@ -210,6 +210,16 @@ def test_a_wrong_line_is_mended_by_setting_or_unsetting_it(qwen3: Command) -> No
     assert path.read_text() == "budget = 3 # y\nctx = 512\n"
 
 
+def test_a_byte_order_mark(qwen3: Command) -> None:
+    path = config(qwen3, "")
+    path.write_bytes(b"\xef\xbb\xbfbudget = 3\r\n")
+    assert budget(qwen3) == 3
+    for command in (("set", "ctx", "512"), ("set", "budget", "4"), ("unset", "ctx")):
+        assert (done := qwen3("config", *command)).returncode == 0 and done.stderr == ""
+    assert tomllib.loads(path.read_text("utf-8")) == {"budget": 4}
+    assert budget(qwen3) == 4
+
+
 def test_a_link_to_the_file_stays_one(qwen3: Command) -> None:
     path = config(qwen3, "")
     real = qwen3.home / "dotfiles.toml"
