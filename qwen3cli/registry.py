@@ -7,6 +7,7 @@ all but a path with an optional :quant.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -134,11 +135,12 @@ def resolve(model: str) -> Path:
         return Path(__file__).parent / "models" / EMBEDDED[name.lower()]
     path, release = Path(model), release_of(name)
     if release is None:
-        if path.is_dir():
+        file = _opened_by(path)
+        if file and file.is_dir():
             raise UsageError(
                 f"{model}: a folder, not a GGUF file; `qwen3 quantize {model} --q4` makes one"
             )
-        if file := _opened_by(path):
+        if file:
             return file
     candidates = _candidates(name, release)
     found = _pick(candidates, quant)
@@ -222,8 +224,13 @@ def _needs_owner(name: str) -> str:
 
 def _opened_by(path: Path) -> Path | None:
     """The path if it is there; of NAME.gguf else the first file of the split model NAME."""
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None  # no file has such a name
     split = openers(forms(path)) if path.suffix == ".gguf" else []
     return split[-1] if split else None
 

@@ -170,6 +170,8 @@ def test_a_split_model_is_its_first_shard(home: Path) -> None:
         ("0.6", "did you mean 0.6b"),
         ("nanno", "did you mean nano"),
         ("zzz", "known: nano, nano-moe"),
+        ("z" * 256, "known: nano, nano-moe"),  # longer than names of files can be
+        ("z" * 5000, "known: nano, nano-moe"),
     ],
 )
 def test_an_unknown_name_comes_with_a_hint(name: str, hint: str) -> None:
