@@ -207,8 +207,12 @@ def _cached(model: str, wish: Wanted, revision: str) -> dict[str, Any]:
             names = []
         if names and not set(_whole(names)) - set(there):
             return _report(wish, snapshot, snapshot.name, names) | {"received_bytes": 0}
+    from huggingface_hub import constants
+
+    way = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "leave out --offline"
     raise ModelNotFound(
-        f"{model}: not all on this machine, and this is offline; {_what_is_cached(wish)}"
+        f"{model}: not all on this machine, and this is offline; {_what_is_cached(wish)}; "
+        f"{way} to fetch it"
     )
 
 

@@ -68,7 +68,9 @@ class Patience:
         """Until the next attempt. Raises Unreachable when there is none."""
         self._failures += 1
         if self._failures >= self._attempts:
-            raise Unreachable(f"{error} (tried {self._failures} times)")
+            raise Unreachable(
+                f"{error} (tried {self._failures} times); check the connection, or try again later"
+            )
         seconds = min(0.5 * 2 ** (self._failures - 1), 30.0)
         if error.wait is not None:
             if error.wait > _LONGEST_WAIT:

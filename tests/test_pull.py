@@ -230,14 +230,16 @@ def test_no_network(hub: LoopbackHub, pull: Pull, pauses: Any) -> None:
     hub.stop()
     done = pull("0.6b")
     assert done.code == 1
-    assert f"(tried 5 times); in the cache there is: {NAME}" in done.err
+    what_now = "check the connection, or try again later"
+    assert f"(tried 5 times); {what_now}; in the cache there is: {NAME}" in done.err
     assert pull("0.6b", "--offline").err.startswith(f"0.6b:q8_0: {path} ")
 
 
 def test_offline(hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
     done = pull("0.6b", "--offline")
     assert done.code == 3
-    assert "this is offline; nothing of Qwen/Qwen3-0.6B-GGUF is in the cache" in done.err
+    nothing = "nothing of Qwen/Qwen3-0.6B-GGUF is in the cache"
+    assert f"this is offline; {nothing}; leave out --offline to fetch it" in done.err
     assert pull("0.6b", "--weights", "--offline").code == 3
     assert hub.seen == []
     assert pull("0.6b").code == pull("0.6b", "--weights").code == 0
@@ -245,7 +247,8 @@ def test_offline(hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch) 
     assert pull("0.6b", "--offline").code == pull("0.6b", "--weights", "--offline").code == 0
     (registry.source("0.6b")[0] / "model-00002-of-00002.safetensors").unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert pull("0.6b", "--weights").code == 3
+    done = pull("0.6b", "--weights")
+    assert done.code == 3 and "unset HF_HUB_OFFLINE to fetch it" in done.err
     assert len(hub.seen) == asked
 
 
