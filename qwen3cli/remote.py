@@ -144,16 +144,19 @@ class Hub:
         if "@" in at.netloc:  # messages tell the address
             raise UsageError("HF_ENDPOINT: has a password in it; set HF_TOKEN instead")
         self._note = note
-        self._has_token = False
+        tokens = f"({self.endpoint}/settings/tokens)"
+        self._way_in = f"set HF_TOKEN to your token {tokens}"  # for who is refused
         headers = {"User-Agent": f"qwen3/{__version__}", "Accept-Encoding": "identity"}
         # Nobody on the way reads the token: not a proxy either, that of a hub on this machine.
         local = _LOOPBACK.fullmatch(at.hostname)
         direct: dict[str, None] = {f"http://{at.netloc}": None} if local else {}
-        if (at.scheme == "https" or local) and (token := get_token()):
+        if at.scheme == "http" and not local:
+            self._way_in = "set HF_ENDPOINT to an https address: no token is sent by plain http"
+        elif token := get_token():
             if not token.isascii() or not token.isprintable():
                 raise UsageError("HF_TOKEN: has characters that no token has")
             headers["Authorization"] = f"Bearer {token}"
-            self._has_token = True
+            self._way_in = f"set HF_TOKEN to a token that may read it {tokens}"
         try:
             self._client = httpx2.Client(
                 headers=headers,
@@ -253,11 +256,10 @@ class Hub:
     ) -> Qwen3Error:
         """The error for a status that stays, with the step to take."""
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
-        token = "a token that may read it" if self._has_token else "your token"
         if code == "GatedRepo":
             return Qwen3Error(
                 f"{repository}: is gated; accept its licence at {self.endpoint}/{repository} "
-                f"and set HF_TOKEN to {token}"
+                f"and {self._way_in}"
             )
         if code == "RevisionNotFound":
             return ModelNotFound(f"{repository}: has no revision {revision}")
@@ -266,10 +268,10 @@ class Hub:
         if code == "RepoNotFound" or status == 404:
             return ModelNotFound(
                 f"{repository}: there is no such repository on {self.endpoint}; if it is a "
-                f"private one, set HF_TOKEN to {token}"
+                f"private one, {self._way_in}"
             )
         if status in (401, 403):
-            return Qwen3Error(f"{text}; set HF_TOKEN to {token} ({self.endpoint}/settings/tokens)")
+            return Qwen3Error(f"{text}; {self._way_in}")
         return Qwen3Error(f"{text}; nothing was fetched")
 
 

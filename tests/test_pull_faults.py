@@ -214,6 +214,21 @@ def test_no_token_over_plain_http(monkeypatch: pytest.MonkeyPatch, hub: Loopback
         assert asked[0].headers.get("Authorization") == sent
 
 
+@pytest.mark.parametrize("code", ["GatedRepo", "RepoNotFound", ""])
+def test_a_refusal_says_why_no_token_was_sent(
+    monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub, code: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    plain = "set HF_ENDPOINT to an https address: no token is sent by plain http"
+    sent = r"set HF_TOKEN to a token that may read it \(https://hub.test/settings/tokens\)"
+    for url, text in (("http://hub.test", plain), ("https://hub.test", sent)):
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        with Hub(print) as source:
+            answering(source, httpx2.Response(401, headers={"X-Error-Code": code}))
+            with pytest.raises(Qwen3Error, match=text):
+                source.listing(GGUF, "main")
+
+
 def test_a_disk_that_fills_up(hub: LoopbackHub, tmp_path: Path) -> None:
     """A limit for files stands for it: its error comes from write in the same way."""
     script = (
