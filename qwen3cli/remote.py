@@ -152,6 +152,8 @@ class Hub:
         direct: dict[str, None] = {f"http://{at.netloc}": None} if local else {}
         if at.scheme == "http" and not local:
             self._way_in = "set HF_ENDPOINT to an https address: no token is sent by plain http"
+        elif constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:  # nothing here takes an explicit one
+            self._way_in = "unset HF_HUB_DISABLE_IMPLICIT_TOKEN: no token is sent while it is set"
         elif token := get_token():
             if not token.isascii() or not token.isprintable():
                 raise UsageError("HF_TOKEN: has characters that no token has")

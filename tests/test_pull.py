@@ -158,6 +158,17 @@ def test_the_token_stays_with_the_hub(
     assert len(sent) == 2 and TOKEN not in "".join(sent)
 
 
+def test_no_token_where_that_is_set(
+    hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    assert pull("0.6b").code == 0
+    done = pull("some/gated-GGUF")
+    assert done.code == 1 and "and unset HF_HUB_DISABLE_IMPLICIT_TOKEN: no token" in done.err
+    assert [seen for seen in hub.seen if "Authorization" in seen.headers] == []
+
+
 def test_no_proxy_sees_the_token(
     hub: LoopbackHub, pull: Pull, monkeypatch: pytest.MonkeyPatch
 ) -> None:
