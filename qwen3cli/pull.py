@@ -86,18 +86,15 @@ class Order:
     @property
     def free(self) -> int:
         """Bytes on the disk of the cache."""
-        root = self._store.root
-        disk = next(folder for folder in (root, *root.parents) if folder.exists())
-        return shutil.disk_usage(disk).free
+        return _free(self._store.root)
 
     def fetch(self, terminal: Terminal) -> dict[str, Any]:
         """Into the cache, behind a bar; the report for --json. Raises Qwen3Error."""
         wish, root = self._wish, self._store.root
         if self.needed > self.free:
             raise Qwen3Error(
-                f"{self._model}: needs {size(self.needed)}, but the disk of {root} has "
-                f"{size(self.free)} free; free some space, or set HF_HOME to a folder on another "
-                "disk"
+                f"{_too_little(self._model, self.needed, root)}, or set HF_HOME to a folder on "
+                "another disk"
             )
         try:
             with locked(wish.repository, self._note):
@@ -147,11 +144,27 @@ def repair(origins: Sequence[hub.Origin], terminal: Terminal) -> None:
         store = Store(listing, terminal.note)
         files = [listing.file(each.name) for each in origins]
         total = sum(file.size for file in files)
+        needed = max(map(store.missing_again, files))  # each takes the place of a damaged one
+        if needed > _free(store.root):
+            raise Qwen3Error(_too_little(repository, needed, store.root))
         with terminal.progress(f"{repository}: {len(files)} again", "MB", 10**6) as move:
             received = _Count(move, total)
             for file in files:
                 store.fetch(source, file, received)
         store.publish(files, commit)
+
+
+def _free(root: Path) -> int:
+    """Bytes on the disk of a folder, which need not be there yet."""
+    disk = next(folder for folder in (root, *root.parents) if folder.exists())
+    return shutil.disk_usage(disk).free
+
+
+def _too_little(what: str, needed: int, root: Path) -> str:
+    return (
+        f"{what}: needs {size(needed)}, but the disk of {root} has {size(_free(root))} free; "
+        "free some space"
+    )
 
 
 class _Count:

@@ -84,15 +84,11 @@ class Store:
 
     def missing_bytes(self, file: RemoteFile) -> int:
         """What of a file has to be fetched yet."""
-        blob, part = self._blob(file)
-        for path in (blob, part):
-            try:
-                size = path.stat().st_size
-            except OSError:
-                continue
-            if size <= file.size:
-                return file.size - size
-        return file.size
+        return _missing(file, *self._blob(file))
+
+    def missing_again(self, file: RemoteFile) -> int:
+        """The same where the file is there, but damaged."""
+        return _missing(file, self._blob(file)[1])
 
     def fetch(self, source: Hub, file: RemoteFile, received: Callable[[int], None]) -> None:
         """Brings a file among the blobs, from where an earlier fetch ended. received: is
@@ -239,6 +235,18 @@ class _Download:
         self._position, self._hasher, self._patched = 0, self._file.hasher(), False
         self._out.seek(0)
         self._out.truncate()
+
+
+def _missing(file: RemoteFile, *places: Path) -> int:
+    """Bytes of a file that are not in the first of these that may be, or begin, it."""
+    for path in places:
+        try:
+            size = path.stat().st_size
+        except OSError:
+            continue
+        if size <= file.size:
+            return file.size - size
+    return file.size
 
 
 def _opened(part: Path) -> BinaryIO:

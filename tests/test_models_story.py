@@ -125,6 +125,24 @@ def test_a_damaged_model_of_the_hub(hub: LoopbackHub, qwen3: Pull) -> None:
     assert qwen3("run", QUESTION, "-m", "0.6b", "--temp", "0").out == "60\n"
 
 
+def test_a_repair_looks_at_the_space_first(
+    hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file at a time is there twice."""
+    assert qwen3("pull", "0.6b", "--weights").code == 0
+    folder, _ = registry.source("0.6b")
+    for i in (1, 2):
+        flip(folder / f"model-0000{i}-of-00002.safetensors")
+    asked = len(hub.received("cdn"))
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=69_999))
+    refused = qwen3("verify", "0.6b", "--weights", "--repair")
+    assert refused.code == 7 and f"needs 0.1 MB, but the disk of {cache()} has" in refused.err
+    assert len(hub.received("cdn")) == asked
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=70_000))
+    assert qwen3("verify", "0.6b", "--weights", "--repair").code == 0
+
+
 def test_no_repair_offline(hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
     assert qwen3("pull", "0.6b", "--weights").code == 0
     flip(registry.source("0.6b")[0] / "tokenizer.json")
