@@ -173,7 +173,7 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     rows += [
         ("context", f"{report['n_ctx']:,} tokens, {amount(report['kv_bytes'])} in {report['kv']}"),
         ("reads", f"memory {machine['read_gb_s']:.1f} GB/s, disk {_number(disk)} GB/s"),
-        ("prompt", f"{_number(seconds)} s for 1,000 tokens"),
+        ("prompt", f"{_two_digits(seconds)} s for 1,000 tokens"),
     ]
     terminal.table(("fit", ""), rows)
     terminal.table(
@@ -186,6 +186,13 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
             for row in report["decode"]
         ],
     )
+
+
+def _two_digits(value: float | None) -> str:
+    """As exact as a prediction is: 0.034, 2.8, 37, 303."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:#.2g}"
 
 
 def _number(value: float | None) -> str:

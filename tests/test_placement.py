@@ -254,6 +254,18 @@ def test_fit_where_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0342, "0.034"), (2.0, "2.0"), (9.96, "10"), (36.8, "37"), (1302.6, "1,303")],
+)
+def test_fit_predicts_no_more_digits_than_it_knows(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, shown: str
+) -> None:
+    monkeypatch.setattr("qwen3cli.fit.prompt_seconds", lambda *_: seconds)
+    report, text = fitted(monkeypatch, DENSE, 32 * GB)
+    assert report["prompt_1000_s"] == seconds and f" {shown} s for 1,000 tokens" in text
+
+
 def test_fit_is_the_plan_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     report, text = fitted(monkeypatch, NANO_MOE, 32 * GB, ram="312M", n_ctx=1024, kv="q8")
     planned = place(NANO_MOE, "312M", n_ctx=1024, kv="q8")
