@@ -167,9 +167,9 @@ def _folders(cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def _has_token() -> bool:
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
 
-    return get_token() is not None
+    return not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token() is not None
 
 
 def _problems() -> list[str]:

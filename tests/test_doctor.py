@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from commandline import Command
+from huggingface_hub import constants
 
-from qwen3cli import system
+from qwen3cli import doctor, system
 from qwen3cli.doctor import findings
 
 GB = 10**9
@@ -146,6 +147,13 @@ def test_unknown_figures_are_no_findings() -> None:
     report["memory"] |= {"total": None, "available": None, "limit": None, "swap_used": None}
     report["disk"] |= {"type": None, "read_gb_s": None}
     assert findings(report) == []
+
+
+def test_a_token_that_is_never_sent_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    for kept in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", kept)
+        assert doctor._has_token() is not kept
 
 
 def test_the_command(tmp_path: Path) -> None:
