@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Outcome, Pull, set
 from qwen3cli import cli, remote
 
 COMMAND = typer.main.get_command(cli.app)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what the tests start inherits it
 
 
 @pytest.fixture
