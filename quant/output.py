@@ -59,13 +59,13 @@ def replacing_all(
             _remove_leftovers(path)
             yield parts
             for part in parts:
-                _sync(part)
+                sync(part)
             with _undisturbed():
                 _publish(parts, files)
                 for old in forms(path) if sweep else ():
                     if old not in files:
                         old.unlink(missing_ok=True)
-                _sync(path.parent)
+                sync(path.parent)
         except BaseException:
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -106,10 +106,10 @@ def _publish(parts: list[Path], files: list[Path]) -> None:
     if len(files) > 1:
         files[0].unlink(missing_ok=True)
         try:
-            _sync(directory)
+            sync(directory)
             for part, file in zip(parts[1:], files[1:], strict=True):
                 part.replace(file)
-            _sync(directory)
+            sync(directory)
             parts[0].replace(files[0])
         except BaseException:
             for file in files:
@@ -117,7 +117,7 @@ def _publish(parts: list[Path], files: list[Path]) -> None:
             raise
     else:
         parts[0].replace(files[0])
-    _sync(directory)
+    sync(directory)
 
 
 def _locked(part: Path, path: Path) -> int:
@@ -160,8 +160,8 @@ def refuse_others(path: Path, elsewhere: str = "-o") -> None:
     raise UsageError(f"{path}: exists and is no GGUF file; choose another name with {elsewhere}")
 
 
-def _sync(path: Path) -> None:
-    """Of a directory: its names."""
+def sync(path: Path) -> None:
+    """Waits until the disk has what was written; of a directory: its names."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from quant.output import sync
 from qwen3cli import hub
 from qwen3cli.errors import DamagedFile, Qwen3Error
 from qwen3cli.remote import Hub, Listing, Passing, Patience, RemoteFile, WrongRange
@@ -105,7 +106,7 @@ class Store:
             with _opened(self._own(part)) as out:
                 _Download(source, self._listing, file, out, received, self._note).run(part)
                 part.replace(blob)
-            _sync(blob.parent)
+            sync(blob.parent)
 
     def publish(self, files: Iterable[RemoteFile], revision: str) -> None:
         """Puts fetched files into the snapshot; config.json, without which weights are none,
@@ -277,11 +278,3 @@ def _link(link: Path, blob: Path) -> None:
             if link.exists() and (not blob.exists() or link.samefile(blob)):
                 return
             link.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

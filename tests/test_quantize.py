@@ -369,13 +369,13 @@ def llama(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.llama
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [(n, r) for n in NANO for r in RECIPES if n == "nano-moe" or not RECIPES[r].only_experts],
+)
 def test_llama_cpp_answers_from_our_files(
     tmp_path: Path, llama: Any, name: str, recipe: str
 ) -> None:
-    if RECIPES[recipe].only_experts and name == "nano-dense":
-        pytest.skip("a recipe for mixtures")
     out = tmp_path / "out.gguf"
     quantize(DATA / name, out, recipe)
     prompt = "<|im_start|>user\nWhat is 17 + 48 - 5?<|im_end|>\n<|im_start|>assistant\n<think>\n"
