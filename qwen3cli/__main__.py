@@ -1,7 +1,9 @@
 """python -m qwen3cli, and the console script: the command qwen3."""
 
+import _thread
 import signal
 import sys
+import threading
 
 
 def main() -> None:
@@ -12,8 +14,18 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from qwen3cli import cli
 
+    sys.unraisablehook = _unraisable
     signal.signal(signal.SIGINT, handler)
     sys.exit(cli.main())
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """A KeyboardInterrupt inside a callback of the interpreter, such as one of every import,
+    would be lost: it comes again, when the callback is over."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 if __name__ == "__main__":

@@ -312,6 +312,28 @@ def test_ctrl_c_is_silent_at_any_time(qwen3: Command) -> None:
         assert err == b""
 
 
+def test_ctrl_c_in_a_callback_of_the_interpreter_is_not_lost(qwen3: Command) -> None:
+    script = (
+        "import signal, sys\n"
+        "from qwen3cli import cli, __main__\n"
+        "class Dying:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+        "def command(**_):\n"
+        "    Dying()\n"
+        "    for _ in range(10**7): pass\n"
+        "    print('went on')\n"
+        "cli.app = command\n"
+        "__main__.main()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        env=environment(qwen3.home),
+        timeout=60,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
+
+
 def test_error_texts_are_cleaned(qwen3: Command) -> None:
     done = qwen3("run", "hi", "-m", "a/\x1b]0;title\x07\nb")
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
