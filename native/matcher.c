@@ -22,6 +22,7 @@ enum {
     MAX_FRAMES = 1 << 16,
     MAX_CLOSURE = 1 << 13, /* instructions that one byte leads to */
     N_MASKS = 16,
+    FEW_BYTES = 8,         /* most tokens are not longer */
     DEAD = 0,              /* the state without threads */
     COMPLETE = -1,         /* the instruction of a thread that is through */
 };
@@ -67,9 +68,9 @@ struct qwen3_matcher {
     bool ended;
     outcome outcome; /* of what was last tried */
     uint32_t *path;  /* [trie height + 1] states on the way down the trie */
-    uint64_t *masks; /* [N_MASKS][words] */
+    uint64_t *masks; /* [N_MASKS + 1][words], the last one for a mask that is not kept */
     uint32_t mask_of[N_MASKS], next_mask;
-    size_t words;
+    size_t n_tokens, words;
 };
 
 static uint32_t hash(uint32_t seed, uint32_t value) {
@@ -105,6 +106,10 @@ static int by_place(const void *a, const void *b) {
 static uint32_t keep_state(qwen3_matcher *m) {
     if (m->n_found == 0) return DEAD;
     qsort(m->found, m->n_found, sizeof *m->found, by_place);
+    uint32_t n = 1;
+    for (uint32_t i = 1; i < m->n_found; i++)
+        if (by_place(&m->found[i], &m->found[n - 1])) m->found[n++] = m->found[i];
+    m->n_found = n;
     uint32_t slot = 2;
     for (uint32_t i = 0; i < m->n_found; i++)
         slot = hash(hash(slot, (uint32_t)m->found[i].at), m->found[i].frame);
@@ -267,17 +272,15 @@ static void allow(uint64_t *mask, int32_t token) {
     mask[token / 64] |= (uint64_t)1 << token % 64;
 }
 
-/* Allows the tokens that lead from the present state to one that is not dead. */
-static void walk(qwen3_matcher *m, uint64_t *mask) {
+/* Allows the tokens of more than `agreed` bytes that lead from a state to one that is not dead. */
+static void walk(qwen3_matcher *m, uint32_t from, uint32_t agreed, uint64_t *mask) {
     const qwen3_trie *trie = m->grammar->trie;
-    memset(mask, 0, m->words * sizeof *mask);
-    m->outcome = DONE;
-    m->path[0] = m->current;
+    m->path[0] = from;
     for (uint32_t i = 0; i < trie->n && m->outcome == DONE;) {
         const trie_node *node = &trie->nodes[i];
-        uint32_t to = step(m, m->path[node->depth], node->byte);
+        uint32_t to = node->longest > agreed ? step(m, m->path[node->depth], node->byte) : DEAD;
         m->path[node->depth + 1] = to;
-        if (to != DEAD && node->token >= 0) allow(mask, node->token);
+        if (to != DEAD && node->token >= 0 && node->depth >= agreed) allow(mask, node->token);
         i = to == DEAD ? node->skip : i + 1;
     }
 }
@@ -294,31 +297,79 @@ static qwen3_status too_many(qwen3_error *err) {
                 "the grammar has too many alternatives at one place: make it simpler");
 }
 
-const uint64_t *qwen3_matcher_mask(qwen3_matcher *m, size_t *n_tokens, qwen3_error *err) {
-    *n_tokens = qwen3_tokenizer_n_tokens(m->grammar->trie->tokenizer);
-    uint32_t which = 0;
-    while (which < N_MASKS && m->mask_of[which] != m->current) which++;
-    if (which < N_MASKS && !m->ended) return m->masks + which * m->words;
-    which = m->next_mask++ % N_MASKS;
+static void allow_end(const qwen3_matcher *m, uint32_t at, uint64_t *mask) {
+    const qwen3_grammar *g = m->grammar;
+    for (size_t i = 0; is_complete(m, at) && i < g->n_end; i++)
+        if (g->end[i] >= 0 && (size_t)g->end[i] < m->n_tokens) allow(mask, g->end[i]);
+}
+
+/* The mask of a state, kept for the next time. */
+static const uint64_t *mask_of(qwen3_matcher *m, uint32_t at) {
+    for (uint32_t i = 0; i < N_MASKS; i++)
+        if (m->mask_of[i] == at) return m->masks + i * m->words;
+    uint32_t which = m->next_mask++ % N_MASKS;
     uint64_t *mask = m->masks + which * m->words;
-    m->mask_of[which] = DEAD;
-    if (m->ended) {
-        memset(mask, 0, m->words * sizeof *mask);
-        return mask;
+    memset(mask, 0, m->words * sizeof *mask);
+    walk(m, at, 0, mask);
+    allow_end(m, at, mask);
+    m->mask_of[which] = m->outcome == DONE ? at : DEAD;
+    return mask;
+}
+
+/* A chain of frames whose counts are as far from their bounds as they can be for the same to
+ * happen in the next bytes; how many lowers *agreed. A repetition takes at least one byte. */
+static uint32_t recount(qwen3_matcher *m, uint32_t chain, uint32_t *agreed) {
+    if (chain == 0) return 0;
+    frame f = m->frames[chain];
+    const qwen3_instruction *x = &m->grammar->code[f.at];
+    int32_t count = f.count, left = INT32_MAX;
+    if (x->op == QWEN3_REPEAT && count < x->b) {
+        count = 1;
+        left = x->b - f.count;
+    } else if (x->op == QWEN3_REPEAT) {
+        count = x->b > 1 ? x->b : 1;
+        left = x->c - f.count;
     }
-    walk(m, mask);
+    if (count != f.count && (uint32_t)left < *agreed) *agreed = (uint32_t)left;
+    uint32_t parent = recount(m, f.parent, agreed);
+    return m->outcome == DONE ? open_frame(m, f.at, count, parent) : 0;
+}
+
+/* The mask of the present state. Inside of a string of bounded length every character leads to
+ * another state, and all of them differ in long tokens only: those are looked up again. */
+static const uint64_t *present_mask(qwen3_matcher *m) {
+    state s = m->states[m->current];
+    uint32_t agreed = UINT32_MAX;
+    m->outcome = DONE;
+    m->n_found = s.n;
+    for (uint32_t i = 0; i < s.n && m->outcome == DONE; i++) {
+        thread t = m->threads[s.first + i];
+        m->found[i] = (thread){t.at, recount(m, t.frame, &agreed)};
+    }
+    if (m->outcome != DONE) return NULL;
+    if (agreed == UINT32_MAX || agreed < FEW_BYTES) return mask_of(m, m->current);
+    uint32_t alike = keep_state(m);
+    if (m->outcome != DONE) return NULL;
+    uint64_t *mask = m->masks + N_MASKS * m->words;
+    memcpy(mask, mask_of(m, alike), m->words * sizeof *mask);
+    const qwen3_trie *trie = m->grammar->trie;
+    for (uint32_t i = 0; i < trie->n_tokens && trie->by_length[i].len > agreed; i++)
+        mask[trie->by_length[i].id / 64] &= ~((uint64_t)1 << trie->by_length[i].id % 64);
+    walk(m, m->current, agreed, mask);
+    return mask;
+}
+
+const uint64_t *qwen3_matcher_mask(qwen3_matcher *m, size_t *n_tokens, qwen3_error *err) {
+    *n_tokens = m->n_tokens;
+    if (m->ended) return memset(m->masks + N_MASKS * m->words, 0, m->words * sizeof *m->masks);
+    const uint64_t *mask = present_mask(m);
     if (m->outcome == FULL) {
         forget(m);
-        walk(m, mask);
+        mask = present_mask(m);
     }
-    if (m->outcome != DONE) {
-        too_many(err);
-        return NULL;
-    }
-    m->mask_of[which] = m->current;
-    for (size_t i = 0; is_complete(m, m->current) && i < m->grammar->n_end; i++)
-        if ((size_t)m->grammar->end[i] < *n_tokens) allow(mask, m->grammar->end[i]);
-    return mask;
+    if (m->outcome == DONE) return mask;
+    too_many(err);
+    return NULL;
 }
 
 /* ---- public ----------------------------------------------------------------- */
@@ -327,7 +378,8 @@ qwen3_matcher *qwen3_matcher_new(const qwen3_grammar *g, qwen3_error *err) {
     qwen3_matcher *m = calloc(1, sizeof *m);
     if (m) {
         m->grammar = g;
-        m->words = (qwen3_tokenizer_n_tokens(g->trie->tokenizer) + 63) / 64;
+        m->n_tokens = qwen3_tokenizer_n_tokens(g->trie->tokenizer);
+        m->words = (m->n_tokens + 63) / 64;
         m->frames = malloc(MAX_FRAMES * sizeof *m->frames);
         m->threads = malloc(MAX_THREADS * sizeof *m->threads);
         m->states = malloc(MAX_STATES * sizeof *m->states);
@@ -339,7 +391,7 @@ qwen3_matcher *qwen3_matcher_new(const qwen3_grammar *g, qwen3_error *err) {
         m->todo = malloc(MAX_CLOSURE * sizeof *m->todo);
         m->found = malloc(MAX_CLOSURE * sizeof *m->found);
         m->path = malloc((g->trie->height + 1) * sizeof *m->path);
-        m->masks = malloc(N_MASKS * m->words * sizeof *m->masks + 1);
+        m->masks = malloc((N_MASKS + 1) * m->words * sizeof *m->masks + 1);
     }
     if (!m || !m->frames || !m->threads || !m->states || !m->next || !m->frame_slots ||
         !m->state_slots || !m->visited || !m->stamps || !m->todo || !m->found || !m->path ||
