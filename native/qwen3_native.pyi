@@ -97,6 +97,11 @@ class Snapshot:
         """Tokens, those before start included."""
     def ids(self) -> list[int]: ...
 
+TOGETHER: int
+
+def extend_together(sessions: Sequence[Session], tokens: Sequence[int]) -> None:
+    """A token for each of at most TOGETHER sessions; releases the GIL."""
+
 class Importance:
     def __init__(self, model: Model) -> None: ...
     def __len__(self) -> int: ...

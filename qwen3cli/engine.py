@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # importing it takes longer than an answer of the smallest mo
     from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 40960  # the most a session takes when the caller names no size
+TOGETHER: int = qwen3_native.TOGETHER  # the most sessions of a call of extend_together
 
 _ERRORS: dict[str, type[Qwen3Error]] = {
     "arg": UsageError,
@@ -400,6 +401,17 @@ class Snapshot:
     def n_bytes(self) -> int:
         """The memory it takes."""
         return self._native.n_bytes
+
+
+def extend_together(sessions: Sequence[Session], tokens: Sequence[int]) -> None:
+    """Appends tokens[i] to sessions[i], as each one's extend would, the same bits, but reads the
+    weights once for all of them. They are at most TOGETHER different sessions of one model. All get
+    their token or none does: ContextOverflow names the session by its index, and Cancelled is
+    raised when any of them was cancelled."""
+    try:
+        qwen3_native.extend_together([s._native for s in sessions], tokens)
+    except qwen3_native.NativeError as error:
+        raise _raise(error) from None
 
 
 class Inputs(NamedTuple):
