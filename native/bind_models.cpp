@@ -256,11 +256,14 @@ struct Session {
         return {copy, {n_vocab}, owner};
     }
     int32_t sample(float temperature, int top_k, float top_p, float min_p, float presence,
-                   float repetition, uint64_t seed, size_t generated_from) {
+                   float repetition, uint64_t seed, size_t generated_from, nb::handle matcher) {
         Turn turn(busy);
         qwen3_error err;
         qwen3_sampling how = {temperature, top_k, top_p, min_p, presence, repetition, seed};
-        int32_t token = qwen3_sample(session, &how, generated_from, &err);
+        int32_t token =
+            matcher.is_none()
+                ? qwen3_sample(session, &how, generated_from, &err)
+                : qwen3_sample_matching(session, &how, generated_from, matcher_of(matcher), &err);
         if (token < 0) raise(err);
         return token;
     }
@@ -335,7 +338,8 @@ void bind_models(nb::module_ &m) {
         .def("load", &Session::file<qwen3_session_load>, "path"_a)
         .def("logits", &Session::logits)
         .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
-             "presence_penalty"_a, "repetition_penalty"_a, "seed"_a, "generated_from"_a)
+             "presence_penalty"_a, "repetition_penalty"_a, "seed"_a, "generated_from"_a,
+             "matcher"_a.none() = nb::none())
         .def("cancel", [](Session &s) { qwen3_session_cancel(s.session); });
 
     m.def("extend_together", &extend_together, "sessions"_a, "tokens"_a);
