@@ -47,7 +47,7 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # a file may be renamed b
 _TAIL = "23456789abcdefghjkmnpqrstuvwxyz"  # what is not taken for something else
 _LARGEST = 64 * 2**20  # bytes of a file: what is longer is no chat
 _DEEPEST = 16  # values within values of statistics and tool calls
-_TITLE = 60  # characters
+_TITLE = 48  # characters
 
 
 def folder() -> Path:
