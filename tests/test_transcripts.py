@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from qwen3cli.errors import DamagedFile, FormatError, Qwen3Error, UsageError
 from qwen3cli.prompt import Message
 from qwen3cli.transcripts import Transcript, read
 
-KILLS = 60
+KILLS = 40
 STRANGE = "\x1b[31m \x9b \u202e \ud800 \u2028 \n\t 你好 \0 </think> 👩‍🚀"
 
 
@@ -81,7 +82,7 @@ def test_a_session_is_a_file_from_its_first_turn(folder: Path) -> None:
     assert turn["user"] == user("hello") and turn["statistics"] == {"answer_tokens": 5}
 
 
-def test_every_call_is_on_the_disk_when_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_is_on_the_disk_when_it_returns() -> None:
     """Random calls: what is read back is what the chat has, and goes on like it."""
     rng = random.Random(0)
     transcript = Transcript.create("nano", None)
@@ -95,15 +96,15 @@ def test_every_call_is_on_the_disk_when_it_returns(monkeypatch: pytest.MonkeyPat
         lambda text: transcript.set_model(text),
         lambda _: transcript.clear() if rng.random() < 0.2 else None,
     ]
-    for number in range(300):
+    for number in range(120):
         rng.choice(calls)(str(number))
         assert state(read(transcript.path)) == state(transcript)
         if rng.random() < 0.2:
             transcript.close()
             transcript = Transcript.open(transcript.id)
-    assert transcript.messages and b"\x1b" not in transcript.path.read_bytes()
+    assert b"\x1b" not in transcript.path.read_bytes()
     lines = transcripts.lines(transcript.path)
-    assert len(lines) == transcript.path.read_bytes().count(b"\n") > 150
+    assert len(lines) == transcript.path.read_bytes().count(b"\n") > 60
 
 
 def test_a_message_has_what_its_turn_had() -> None:
@@ -162,6 +163,8 @@ def test_cut_at_any_byte(monkeypatch: pytest.MonkeyPatch) -> None:
                 read(path)
             continue
         assert said(read(path)) == everything[:finished], cut
+        if cut % 5 and cut not in ends:
+            continue
         with Transcript.open(path.stem) as transcript:
             say(transcript, "next")
         assert said(read(path)) == [*everything[:finished], "next"], cut
@@ -189,47 +192,49 @@ def test_opening_writes_nothing() -> None:
 def append_forever(path: str, acknowledged: str) -> None:
     """Turns of any length, of which each is acknowledged when it is stored."""
     rng = random.Random()
-    known = Path(path)
-    if known.exists():
-        transcript = Transcript.open(known.stem)
+    fd = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    if Path(path).exists():
+        transcript = Transcript.open(Path(path).stem)
     else:
         transcript = Transcript.create("nano", None)
-        transcript.path = known
-    number = len(transcript.turns)
-    fd = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    while True:
+        transcript.path = Path(path)
+    for number in count(len(transcript.turns)):
         say(transcript, str(number), "x" * int(10 ** rng.uniform(0, 6)))
         os.write(fd, b"%d\n" % number)
-        number += 1
 
 
-def test_killed_at_any_moment(folder: Path, tmp_path: Path) -> None:
-    """Again and again: all turns that were acknowledged are there, in order, and at most one more;
-    and the next process goes on from them."""
+@pytest.fixture(scope="module")
+def forks() -> Any:
+    """Processes that need no time to import things."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "qwen3cli.transcripts"])
+    return context
+
+
+def test_killed_at_any_moment(folder: Path, tmp_path: Path, forks: Any) -> None:
+    """Again and again: all turns that were acknowledged are there, in order, and at most one more;
+    and the next process goes on from them."""
     rng, acknowledged = random.Random(0), tmp_path / "acknowledged"
     path, most = folder / "killed.jsonl", 0
     for _ in range(KILLS):
-        if most > 300 or rng.random() < 0.2:  # short files, too, and creations
+        if rng.random() < 0.2:
             path.unlink(missing_ok=True)
-        acknowledged.write_text("")
-        process = context.Process(target=append_forever, args=(str(path), str(acknowledged)))
+        acknowledged.unlink(missing_ok=True)
+        process = forks.Process(target=append_forever, args=(str(path), str(acknowledged)))
         process.start()
-        time.sleep(rng.uniform(0, 0.08))
+        wanted = rng.choice((0, 0, 1, 3))
+        while not acknowledged.exists() or acknowledged.read_bytes().count(b"\n") < wanted:
+            assert process.is_alive()
+        time.sleep(rng.uniform(0, 0.01))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        stored = len(acknowledged.read_text().split())
-        if not path.exists():
-            assert stored == 0
-            continue
-        texts = said(read(path))
-        assert texts == [str(number) for number in range(len(texts))]
         told = acknowledged.read_text().split()
+        texts = said(read(path)) if path.exists() else []
+        assert texts == [str(number) for number in range(len(texts))]
         assert not told or int(told[-1]) + 1 <= len(texts) <= int(told[-1]) + 2
         most = max(most, len(texts))
-    assert most > 10
+    assert most > 3
 
 
 def test_what_was_killed_while_it_was_created_is_swept(folder: Path) -> None:
@@ -296,7 +301,7 @@ def test_a_write_that_ends_early_and_a_failed_sync(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(Qwen3Error, match="Input/output error"):
         say(transcript, "three")
-    with pytest.raises(Qwen3Error, match="Input/output error"):  # has to be lost
+    with pytest.raises(Qwen3Error, match=r"Input/output error; .*is lost"):
         transcript.close()
     assert transcript.path.read_bytes() == before
     monkeypatch.setattr(os, "fsync", fsync)
@@ -312,7 +317,7 @@ def test_closing_tries_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(os, "ftruncate", lambda *_: os.close(-1))
             with pytest.raises(Qwen3Error):
                 say(transcript, "two")
-            with pytest.raises(Qwen3Error):
+            with pytest.raises(Qwen3Error, match="with the next turn"):
                 transcript.undo()
         assert said(read(transcript.path)) == ["one"]
         assert said(transcript) == ["one"]
@@ -377,22 +382,20 @@ def test_one_chat_at_a_time() -> None:
         Transcript.open(first.id)
 
 
-def test_reading_beside_a_chat_that_writes(folder: Path, tmp_path: Path) -> None:
+def test_reading_beside_a_chat_that_writes(folder: Path, tmp_path: Path, forks: Any) -> None:
     """A reader sees whole turns, a prefix of what was said."""
     path, acknowledged = folder / "busy.jsonl", tmp_path / "acknowledged"
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=append_forever, args=(str(path), str(acknowledged)))
+    process = forks.Process(target=append_forever, args=(str(path), str(acknowledged)))
     process.start()
     try:
         seen = 0
-        end = time.monotonic() + 20
-        while seen < 30 and time.monotonic() < end:
+        while seen < 15:
+            assert process.is_alive()
             if path.exists():
                 texts = said(read(path))
                 assert texts == [str(number) for number in range(len(texts))]
                 assert len(texts) >= seen
                 seen = len(texts)
-        assert seen >= 30
     finally:
         process.kill()
         process.join()
@@ -498,17 +501,16 @@ def test_a_version_is_a_number(folder: Path, version: object) -> None:
 
 
 def test_undoing_what_is_not_there_is_damage(folder: Path) -> None:
-    with pytest.raises(DamagedFile, match="line 3 is damaged: .*there is none"):
-        read(
-            put(folder, header(), {"event": "clear", "time": WHEN}, {"event": "undo", "time": WHEN})
-        )
+    events = [{"event": kind, "time": WHEN} for kind in ("clear", "undo")]
+    with pytest.raises(DamagedFile, match=r"line 3 is damaged: .*there is none"):
+        read(put(folder, header(), *events))
 
 
 def test_bytes_changed_at_random(folder: Path) -> None:
     """Every file is a session or a sentence that names it."""
     original = talk(*(f"turn {n} {STRANGE}" for n in range(5))).read_bytes()
     rng, path, readable = random.Random(0), folder / "mutated.jsonl", 0
-    for _ in range(3000):
+    for _ in range(1000):
         data = bytearray(original)
         for _ in range(rng.choice((1, 1, 2, 8))):
             at = rng.randrange(len(data))
@@ -521,7 +523,7 @@ def test_bytes_changed_at_random(folder: Path) -> None:
             readable += 1
         except Qwen3Error as error:
             assert str(path) in str(error)
-    assert 100 < readable < 2900
+    assert 50 < readable < 950
 
 
 def test_what_is_no_file_of_a_session_is_none(folder: Path, tmp_path: Path) -> None:
