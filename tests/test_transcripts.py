@@ -107,6 +107,24 @@ def test_every_call_is_on_the_disk_when_it_returns() -> None:
     assert len(lines) == transcript.path.read_bytes().count(b"\n") > 60
 
 
+def test_every_line_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file held when it was synced last is all of it."""
+    synced: dict[int, int] = {}
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        synced[os.fstat(fd).st_ino] = os.fstat(fd).st_size
+
+    monkeypatch.setattr(os, "fsync", noted)
+    transcript = Transcript.create("nano", None)
+    for text in ("one", "two", "three"):
+        say(transcript, text)
+        status = transcript.path.stat()
+        assert synced[status.st_ino] == status.st_size
+        assert transcript.path.parent.stat().st_ino in synced
+
+
 def test_a_message_has_what_its_turn_had() -> None:
     with Transcript.create("nano", None) as transcript:
         call = {"name": "add", "arguments": {"a": [1, 2.5, None]}}
