@@ -21,6 +21,7 @@ from qwen3cli.prompt import (
 )
 from qwen3cli.thinking import (
     AnswerStop,
+    Landing,
     Part,
     ThinkingControl,
     ThinkingStop,
@@ -36,6 +37,8 @@ class Settings:
 
     think: bool | None = None  # the hard switch; True leaves it to /think and /no_think
     budget: int | None = None  # most tokens of thinking
+    seconds: float | None = None  # the most that thinking takes; with a budget: what ends first
+    landing: Landing = "soft"  # how a budget ends the thoughts
     max_tokens: int | None = None  # most tokens of the answer
     stop: Sequence[str] = ()  # the answer ends before any of these texts
     seed: int | None = None  # None: a random one
@@ -199,6 +202,8 @@ class _Run:
             conversation._tokens,
             thinking=thinking,
             budget=settings.budget,
+            seconds=settings.seconds,
+            landing=settings.landing,
             max_tokens=settings.max_tokens,
             prefilled=conversation.generation is Generation.THINKING,
             room=room,
@@ -216,6 +221,8 @@ class _Run:
         try:
             self._prefill()
             while not control.done:
+                if control.asks:
+                    control.consider(self._session.sample())
                 if self._conversation.interrupted:
                     control.interrupt()
                 elif forced := control.take_forced():
