@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from qwen3cli import obtain
+from qwen3cli.budgets import parse_budget
 from qwen3cli.engine import Model
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
 from qwen3cli.interrupt import interruptible
@@ -78,9 +79,12 @@ def objection(conversation: Conversation, settings: Settings) -> str | None:
 
 
 def settings_of(options: Options) -> Settings:
+    tokens, seconds = parse_budget(options.budget or "none")
     return Settings(
         think=options.think,
-        budget=options.budget,
+        budget=tokens,
+        seconds=seconds,
+        landing="hard" if options.landing == "hard" else "soft",
         max_tokens=options.max_tokens,
         stop=tuple(options.stop or ()),
         seed=options.seed,
