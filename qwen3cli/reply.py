@@ -177,7 +177,7 @@ class Run:
             room=room,
             used=len(self._thought_ids),
         )
-        self._reused = self._sampled = 0
+        self._reused = self._computed = self._sampled = 0
         self._prefill_s = self._decode_s = self._thinking_s = 0.0
 
     def steps(self) -> Generator[Thought | Answer | Compute, int | None, None]:
@@ -186,7 +186,9 @@ class Run:
         control = self.control
         try:
             start = perf_counter()
-            self._reused = (yield Compute([*self.prompt, *self.output], prompt=True)) or 0
+            ids = [*self.prompt, *self.output]
+            self._reused = (yield Compute(ids, prompt=True)) or 0
+            self._computed = len(ids) - self._reused
             self._prefill_s = perf_counter() - start
             if control.thinking:
                 yield Thought("", control.thinking_tokens, control.limit)
@@ -243,7 +245,7 @@ class Run:
             sampling=self._sampling,
             prefill_s=self._prefill_s,
             thinking_s=self._thinking_s,
-            prefill_tok_s=_rate(len(self.prompt) - self._reused, self._prefill_s),
+            prefill_tok_s=_rate(self._computed, self._prefill_s),
             decode_tok_s=_rate(self._sampled, self._decode_s),
             prompt=tuple(self.prompt),
             output=tuple(self.output),
@@ -280,6 +282,8 @@ class Run:
         if part is Part.THOUGHT:
             self._thought_ids.append(token)
             yield Thought(self._thoughts.push(token), control.thinking_tokens, control.limit)
+        elif control.thinking:  # it begins
+            yield Thought("", control.thinking_tokens, control.limit)
         if part is Part.ANSWER:
             if text := self._answer.push(token):
                 yield Answer(text)
