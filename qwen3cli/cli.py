@@ -155,6 +155,15 @@ def run(
 
 
 @app.command()
+@shared
+def chat(context: typer.Context, *, options: Options) -> int:
+    """Talk over several turns. From a pipe, every line is a turn."""
+    from qwen3cli.chat import chat
+
+    return chat(options, context.obj)
+
+
+@app.command()
 def replay(
     context: typer.Context,
     receipt: Annotated[str, typer.Argument(metavar="FILE", help="What `run --receipt` wrote.")],
@@ -170,15 +179,6 @@ def replay(
     from qwen3cli.replay import replay
 
     return replay(receipt, context.obj, model=model, ram=ram, threads=threads, as_json=as_json)
-
-
-@app.command()
-@shared
-def chat(context: typer.Context, *, options: Options) -> int:
-    """Talk over several turns. From a pipe, every line is a turn."""
-    from qwen3cli.chat import chat
-
-    return chat(options, context.obj)
 
 
 @app.command()
