@@ -15,6 +15,7 @@ from quant.errors import QuantError
 from qwen3cli import __version__
 from qwen3cli.cli_config import settings
 from qwen3cli.cli_eval import evaluation
+from qwen3cli.cli_session import sessions
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
@@ -585,3 +586,4 @@ def tokenize(
 
 
 app.add_typer(settings, name="config")
+app.add_typer(sessions, name="session")
