@@ -13,14 +13,13 @@ from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error
 from qwen3cli.options import Options
 from qwen3cli.run import (
     exit_code,
-    experts,
     objection,
     open_conversation,
     settings_of,
-    statistics,
     stream,
 )
 from qwen3cli.session import Conversation, Reply, Settings
+from qwen3cli.statistics import experts, statistics
 from qwen3cli.terminal import Terminal
 
 COMMANDS = {
@@ -86,9 +85,10 @@ class _Chat:
         if re.fullmatch(r"/\w+", word) and not soft_switch:
             self._command(word, argument.strip())
             return
-        self._last = stream(self._conversation, line, self._settings, self._terminal)
+        events = self._conversation.reply(line, self._settings)
+        self._last = stream(self._conversation, events, self._settings, self._terminal)
         if self._terminal.interactive:
-            self._terminal.note(statistics(self._last, self._conversation.session.model), dim=True)
+            self._terminal.note(statistics(self._last, self._conversation.session), dim=True)
             if self._last.answer_stop == "user" and not self._last.answer:
                 self._terminal.note("interrupted before the answer: the message was taken back")
 
@@ -142,7 +142,7 @@ class _Chat:
         note(f"{turns} turn{plural}, {used} of {talk.session.n_ctx} tokens of context")
         self._mode()
         if self._last is not None:
-            note(f"last reply: {statistics(self._last, talk.session.model)}")
+            note(f"last reply: {statistics(self._last, talk.session)}")
         if line := experts(talk.session.model):
             note(line)
 

@@ -61,6 +61,7 @@ def any_character(program: Program, then: Place) -> Place:
 
 def string(program: Program, low: int, high: int | None, then: Place) -> Place:
     """A string of low to high characters."""
+
     def body(after: Place) -> Place:
         return any_character(program, after)
 

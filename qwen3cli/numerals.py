@@ -67,9 +67,7 @@ def _unbounded(program: Program, then: Place) -> Place:
     )
     power = program.either(size, program.literal("+", size), program.literal("-", small))
     exponent = program.either(program.literal("e", power), program.literal("E", power))
-    scaled = program.either(
-        exponent, program.literal(".", digits(program, 1, DIGITS, exponent))
-    )
+    scaled = program.either(exponent, program.literal(".", digits(program, 1, DIGITS, exponent)))
     whole = program.either(
         program.literal("0", point),
         program.one_of(0x31, 0x39, digits(program, 0, DIGITS - 1, point)),
