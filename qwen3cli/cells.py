@@ -30,22 +30,26 @@ def char_cells(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
+def joins(cluster: str, cells: int, char: str) -> int | None:
+    """The cells of a cluster with one more character, if that belongs to it: a mark, a joined
+    emoji, a skin tone, or emoji style."""
+    own = char_cells(char)
+    if own == 0:
+        return 2 if char == _EMOJI_STYLE and cells == 1 and not cluster.isalnum() else cells
+    joined = own == 2 and cells == 2 and (cluster[-1] == _JOINER or ord(char) in _SKINS)
+    return cells if joined else None
+
+
 def clusters(text: str) -> Iterator[tuple[str, int]]:
-    """The characters as a reader sees them, with their cells: marks, joined emoji, skin tones and
-    emoji style belong to the character before."""
+    """The characters as a reader sees them, with their cells."""
     start = cells = 0
     for i, char in enumerate(text):
-        own = char_cells(char)
-        if i > start:
-            joined = own == 0 or (cells > 0 and text[i - 1] == _JOINER and own == 2)
-            if not joined and not (ord(char) in _SKINS and cells == 2):
+        grown = joins(text[start:i], cells, char) if i > start else None
+        if grown is None:
+            if i > start:
                 yield text[start:i], cells
-                start, cells = i, own
-                continue
-            if char == _EMOJI_STYLE and cells == 1:
-                cells = 2
-        else:
-            cells = own
+            start, grown = i, char_cells(char)
+        cells = grown
     if text:
         yield text[start:], cells
 

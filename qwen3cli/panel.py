@@ -43,9 +43,10 @@ class Panel:
     @property
     def summary(self) -> str:
         """What there was."""
+        seconds = f"{self._seconds:.0f} s"
         of = "" if self._limit is None else f" of {self._limit:,}"
-        count = f" for {self._tokens:,}{of} {self._unit}," if self._tokens else ""
-        return f"thought{count} {self._seconds:.0f} s"
+        count = f"{self._tokens:,}{of} {self._unit}, " if self._tokens else ""
+        return f"thought for {count}{seconds}"
 
     def frame(self, columns: int, lines: int) -> str:
         """Changes the screen of this size, with the cursor at the panel's first cell, to show the

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from qwen3cli.markdown import Markdown
+
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|-?)")  # in a table; - and "": none
 CLOSED_OUTPUT = 141  # exit code: what a shell reports for a program ended by SIGPIPE
@@ -39,6 +41,7 @@ class Terminal:
         nowhere = None if sys.stderr else Path(os.devnull).open("w")  # noqa: SIM115
         self._err = Stream(sys.stderr or nowhere, cursor=self._cursor)
         self._thoughts = Thoughts(self._err)
+        self._page: Markdown | None = None  # of the answer
         self._ended = False  # the answer so far ends with a newline
         self._bar: Console | None = None  # what draws a bar on stderr now
 
@@ -88,19 +91,35 @@ class Terminal:
         self._thoughts.unfolds = one_line(key)
 
     def answer(self, text: str) -> None:
-        """The next piece of the answer."""
+        """The next piece of the answer: Markdown, drawn as it comes if the terminal can."""
         self.end_thoughts()
-        if self._out.is_terminal:
-            self._out.show(clean(text))
-        else:
-            self._out.write(text)
-        self._ended = text.endswith("\n") if text else self._ended
+        if self._out.moves:
+            page = self._page = self._page or self._new_page()
+            if page.in_line and not self._cursor.midline:
+                page.interrupted()
+            text = page.feed(clean(text))
+        elif self._out.is_terminal:
+            text = clean(text)
+        self._show_answer(text)
 
     def end_answer(self) -> None:
         """Ends the answer's last line."""
+        self.end_thoughts()
+        if self._page:
+            self._show_answer(self._page.finish())
+            self._page = None
         if not self._ended:
-            self.answer("\n")
+            self._out.show("\n")
         self._ended = False
+
+    def _show_answer(self, text: str) -> None:
+        self._out.show(text)
+        self._ended = text.endswith("\n") if text else self._ended
+
+    def _new_page(self) -> Markdown:
+        from qwen3cli.markdown import Markdown
+
+        return Markdown(lambda: self._out.size[0], styled=self._out.is_styled)
 
     def interrupted(self) -> None:
         """Ctrl-C was pressed: the terminal has written ^C where the cursor was."""

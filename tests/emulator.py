@@ -40,7 +40,7 @@ class Emulator:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        at: object,
     ) -> None:
         os.close(self._master)
         self._file.close()
