@@ -14,7 +14,8 @@ from qwen3cli import transcripts
 from qwen3cli.errors import DamagedFile, Qwen3Error, UsageError
 from qwen3cli.folders import replace
 from qwen3cli.memory import amount
-from qwen3cli.terminal import Terminal, clean, json_line
+from qwen3cli.sanitize import clean, json_line
+from qwen3cli.terminal import Terminal
 from qwen3cli.transcripts import Stored
 
 Format = Literal["markdown", "json", "jsonl", "text"]

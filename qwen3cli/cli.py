@@ -34,7 +34,8 @@ from qwen3cli.options import (
     complete_models,
     shared,
 )
-from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
+from qwen3cli.streams import OutputClosed, reason
+from qwen3cli.terminal import CLOSED_OUTPUT, Terminal
 
 # Help is plain text and errors are one line: Rich would double the start-up time.
 app = typer.Typer(

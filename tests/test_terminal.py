@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from qwen3cli.errors import Qwen3Error, UsageError
-from qwen3cli.terminal import OutputClosed, Terminal, clean, one_line
+from qwen3cli.sanitize import clean, one_line
+from qwen3cli.streams import OutputClosed
+from qwen3cli.terminal import Terminal
 
 
 class Stream(io.TextIOWrapper):
@@ -87,7 +89,7 @@ def test_a_pipe_gets_the_answer_as_it_is(open_terminal) -> None:
 
 def test_thoughts_are_dim_and_end_with_a_blank_line(open_terminal) -> None:
     terminal, stdout, stderr = open_terminal(out=True, err=True)
-    terminal.route_thoughts(None)
+    terminal.route_thoughts("dim")
     terminal.thought("one\n")
     terminal.thought("two")
     terminal.answer("three")
@@ -109,7 +111,7 @@ def test_an_answer_ends_with_one_newline(open_terminal, pieces) -> None:
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_without_styles_the_thoughts_are_marked(open_terminal, env) -> None:
     terminal, _, stderr = open_terminal(out=True, err=True, **env)
-    terminal.route_thoughts(None)
+    terminal.route_thoughts("dim")
     terminal.thought("one")
     terminal.answer("two")
     terminal.note("three", dim=True)
@@ -215,7 +217,8 @@ def test_a_progress_bar_shows_a_hostile_title_as_text(open_terminal) -> None:
 
 SCRIPT = """
 import sys
-from qwen3cli.terminal import OutputClosed, Terminal
+from qwen3cli.streams import OutputClosed
+from qwen3cli.terminal import Terminal
 terminal = Terminal()
 try:
     for _ in range(100000):
