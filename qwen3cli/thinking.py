@@ -127,7 +127,8 @@ class ThinkTokens:
 
 # ---- the machine ----------------------------------------------------------
 
-ThinkingStop = Literal["natural", "budget", "off", "limit", "user"]
+ThinkingStop = Literal["natural", "budget", "off", "limit", "user", "loop"]
+Landing = Literal["soft", "hard"]
 AnswerStop = Literal["end", "limit", "stop", "user"]
 
 ANSWER_RESERVE = 256  # tokens kept for an answer without max_tokens
@@ -160,14 +161,18 @@ class ThinkingControl:
         *,
         thinking: bool,
         budget: int | None = None,
+        seconds: float | None = None,
+        landing: Landing = "hard",
         max_tokens: int | None = None,
         prefilled: bool = False,
         room: int,
+        used: int = 0,
+        constrained: bool = False,
     ) -> None:
         """thinking: the effective mode. prefilled: the prompt ends with "<think>\\n".
         room: how many tokens the context holds beyond the prompt."""
         self.budget = budget
-        self.thinking_tokens = 0
+        self.thinking_tokens = used
         self.inserted_tokens = 0
         self.thinking_stop: ThinkingStop = "off"
         self.answer_tokens = 0
@@ -186,6 +191,31 @@ class ThinkingControl:
     @property
     def done(self) -> bool:
         return self._phase is _Phase.DONE
+
+    @property
+    def thinking(self) -> bool:
+        """Among the thoughts."""
+        return self._phase is _Phase.THOUGHTS
+
+    @property
+    def answering(self) -> bool:
+        return self._phase is _Phase.ANSWER
+
+    @property
+    def limit(self) -> int | None:
+        return self.budget
+
+    @property
+    def asks(self) -> bool:
+        return False
+
+    def consider(self, token: int) -> None:
+        """The likeliest token."""
+
+    def land(self, reason: Literal["user", "loop"]) -> None:
+        """Closes the thoughts early."""
+        self._close(reason, self._tokens.stop_text)
+        self._settle()
 
     def take_forced(self) -> Sequence[int]:
         """The ids that the caller has to append now; empty: sample a token."""

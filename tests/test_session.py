@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,7 +86,11 @@ class FakeSession:
         self.ids += ids
         assert len(self.ids) <= self.n_ctx
 
-    def sample(self, sampling: Sampling, *, generated_from: int) -> int:
+    def sample(self, sampling: Sampling = Sampling(), *, generated_from: int | None = None) -> int:
+        if generated_from is None:  # the likeliest, without drawing it
+            token = next(self._script)
+            self._script = chain([token], self._script)
+            return token
         self.sampling = sampling
         return next(self._script)
 
@@ -108,6 +113,7 @@ def talk(
     assert isinstance(reply, Reply)
     assert "".join(e.text for e in events if isinstance(e, Thought)) == reply.thoughts
     assert "".join(e.text for e in events if isinstance(e, Answer)) == reply.answer
+    events = [event for event in events if event.text]
     return reply, events  # type: ignore[return-value]
 
 
@@ -122,7 +128,7 @@ def test_thoughts_and_answer_are_told_apart_and_trimmed() -> None:
     assert (reply.thinking_stop, reply.answer_stop) == ("natural", "end")
     assert reply.thinking_tokens == len("\n\n1 + 1\nis 2\n")
     assert reply.answer_tokens == len("\nIt is 2.")  # one newline token is structure
-    assert events[0] == Thought("1")
+    assert events[0] == Thought("1", 3)
     assert session.text == (
         "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
         "<think>\n\n1 + 1\nis 2\n</think>\n\nIt is 2."
