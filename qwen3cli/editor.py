@@ -29,7 +29,7 @@ from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.utils import is_dumb_terminal
 
-from qwen3cli.choices import Choice
+from qwen3cli.completion import Choice
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.folders import xdg
 from qwen3cli.interrupt import watching

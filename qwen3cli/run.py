@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from qwen3cli import obtain
-from qwen3cli.engine import Model
+from qwen3cli.engine import Model, Session
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.options import Options
 from qwen3cli.placement import Placement, place
 from qwen3cli.prompt import Generation
-from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
+from qwen3cli.session import Answer, Conversation, Events, Reply, Settings, Thought
 from qwen3cli.terminal import Terminal
 
 
@@ -21,7 +21,9 @@ def run(prompt: str | None, options: Options, terminal: Terminal, *, as_json: bo
     text = _question(prompt)
     terminal.route_thoughts(options.thoughts, default=not as_json)
     conversation = open_conversation(options, terminal)
-    reply = stream(conversation, text, settings_of(options), terminal, silent=as_json)
+    settings = settings_of(options)
+    events = conversation.reply(text, settings)
+    reply = stream(conversation, events, settings, terminal, silent=as_json)
     if as_json:
         terminal.json(_json(conversation.session.model, reply))
     elif terminal.interactive:
@@ -36,18 +38,22 @@ def exit_code(reply: Reply) -> int:
 def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
+    conversation = Conversation(open_session(options, terminal), system=options.system)
+    if why := objection(conversation, settings_of(options)):
+        terminal.note(f"qwen3: {why}")
+    terminal.empty_thoughts()
+    return conversation
+
+
+def open_session(options: Options, terminal: Terminal) -> Session:
+    """A session of the model that the options choose."""
     path = obtain.choose(options.model, terminal)
     placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
     if note := _expected(placement, path, options):
         terminal.note(note)
     model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
     model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
-    session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
-    conversation = Conversation(session, system=options.system)
-    if why := objection(conversation, settings_of(options)):
-        terminal.note(f"qwen3: {why}")
-    terminal.empty_thoughts()
-    return conversation
+    return model.session(n_ctx=placement.n_ctx, kv=options.kv)
 
 
 def _expected(placement: Placement, path: Path, options: Options) -> str | None:
@@ -95,17 +101,28 @@ def settings_of(options: Options) -> Settings:
 
 def stream(
     conversation: Conversation,
-    text: str,
+    events: Events,
     settings: Settings,
     terminal: Terminal,
     *,
     silent: bool = False,
 ) -> Reply:
-    """Answers text on the terminal as the answer comes; silent: without the answer.
-    Ctrl-C ends the reply with what there is of it."""
-    events = conversation.reply(text, settings)  # before Ctrl-C is taken: it is for this reply
-    with interruptible(conversation.interrupt):
+    """Shows a reply on the terminal as it comes; silent: without the answer. Where somebody
+    watches, the first Ctrl-C among the thoughts asks for the answer; any other one ends the reply
+    with what there is of it."""
+    thinking = landing = False
+
+    def stop() -> None:
+        nonlocal landing
+        if thinking and not landing and terminal.interactive:
+            landing = True
+            conversation.answer_now()
+        else:
+            conversation.interrupt()
+
+    with interruptible(stop):
         for event in events:
+            thinking = isinstance(event, Thought)
             if isinstance(event, Thought):
                 terminal.thought(event.text)
             elif isinstance(event, Answer) and not silent:
