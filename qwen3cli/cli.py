@@ -14,6 +14,7 @@ import typer
 from quant.errors import QuantError
 from qwen3cli import __version__
 from qwen3cli.cli_config import settings
+from qwen3cli.cli_session import sessions
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
@@ -562,3 +563,4 @@ def tokenize(
 
 
 app.add_typer(settings, name="config")
+app.add_typer(sessions, name="session")

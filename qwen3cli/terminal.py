@@ -44,6 +44,13 @@ def one_line(text: str) -> str:
     return clean(text).replace("\n", " ").replace("\t", " ")
 
 
+def json_line(value: object) -> str:
+    """A JSON value on a line; what could drive a terminal is escaped, and so are surrogates, which
+    stand for bytes that were no UTF-8. Raises ValueError for NaN."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_ESCAPED)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
 class OutputClosed(Exception):
     """Nobody reads the output any more, as in `qwen3 run ... | head`."""
 
@@ -172,8 +179,7 @@ class Terminal:
 
     def json(self, value: object) -> None:
         """One JSON value on a line of stdout; what could drive a terminal is escaped."""
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        self._out.write(text.translate(_ESCAPED) + "\n")
+        self._out.write(json_line(value))
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table on a terminal, columns of numbers to the right; lines of tab-separated fields

@@ -456,9 +456,9 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
     listed = whole.partition("Commands:")[2]
     assert "..." not in listed, "a command that takes more than a line to describe"
     commands = ["run", "chat", "fit", "doctor", "bench", "pull", "ls", "rm", "quantize"]
-    commands += ["verify", "imatrix", "show", "tokenize", "eval", "config"]
+    commands += ["verify", "imatrix", "show", "tokenize", "eval", "config", "session"]
     assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == commands
-    for command in (*commands, "eval kl", "eval ppl"):
+    for command in (*commands, "eval kl", "eval ppl", "session rm"):
         done = qwen3(*command.split(), "-h")
         assert done.returncode == 0 and done.stdout.startswith(f"Usage: qwen3 {command}")
     described = " ".join(qwen3("quantize", "-h").stdout.split())
