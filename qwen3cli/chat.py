@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from qwen3cli.commands import choices, execute
+from qwen3cli.commands import beginning, choices, execute
 from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
 from qwen3cli.interrupt import orderly_termination
 from qwen3cli.memory import amount
@@ -36,7 +36,9 @@ class Storage:
         if self.latest and self.session is not None:
             raise UsageError("--continue and --session are two sessions: give one")
         if self.private and (self.resumes or self.save_kv):
-            raise UsageError("a --private chat is not stored: leave out --continue, --session, --save-kv")
+            raise UsageError(
+                "a --private chat is not stored: leave out --continue, --session, --save-kv"
+            )
         if self.save_kv and not (typed or self.resumes):
             raise UsageError("a chat from a pipe is not stored: --save-kv takes --session ID")
 
@@ -47,7 +49,10 @@ def chat(options: Options, storage: Storage, terminal: Terminal) -> int:
     typed = sys.stdin is not None and sys.stdin.isatty() and terminal.visible
     storage.check(typed)
     terminal.route_thoughts(options.thoughts)
-    with orderly_termination() if typed else nullcontext(), _begun(options, storage, terminal, typed) as talk:
+    with (
+        orderly_termination() if typed else nullcontext(),
+        _begun(options, storage, terminal, typed) as talk,
+    ):
         if typed:
             _converse(talk, remember=not storage.private)
         else:
@@ -63,7 +68,9 @@ def _begun(options: Options, storage: Storage, terminal: Terminal, typed: bool) 
     """A new chat or the one that goes on; stored at its end."""
     stored: Transcript | None = None
     if storage.resumes:
-        stored = Transcript.latest() if storage.session is None else Transcript.open(storage.session)
+        stored = (
+            Transcript.latest() if storage.session is None else Transcript.open(storage.session)
+        )
         if options.model is None:
             options = replace(options, model=stored.model)
     conversation = open_conversation(options, terminal)
@@ -73,7 +80,7 @@ def _begun(options: Options, storage: Storage, terminal: Terminal, typed: bool) 
             stored = Transcript.create(name, conversation.system)
         except Qwen3Error as error:
             terminal.note(f"qwen3: {error}")
-    talk = Talk(conversation, settings_of(options), options, terminal, stored)
+    talk = Talk(conversation, settings_of(options), options, terminal, stored, typed=typed)
     try:
         if stored and storage.resumes:
             _resume(talk, stored, name)
@@ -81,7 +88,9 @@ def _begun(options: Options, storage: Storage, terminal: Terminal, typed: bool) 
         if storage.save_kv and talk.transcript and talk.transcript.turns:
             _save_kv(talk, talk.transcript)
         if typed and talk.transcript and talk.transcript.turns:
-            terminal.note(f"`qwen3 chat --session {talk.transcript.id}` goes on with this", dim=True)
+            terminal.note(
+                f"`qwen3 chat --session {talk.transcript.id}` goes on with this", dim=True
+            )
     finally:
         talk.conversation.settle()
         talk.store(lambda transcript: transcript.close())
@@ -92,18 +101,96 @@ def _converse(talk: Talk, *, remember: bool) -> None:
     from qwen3cli.editor import Editor  # prompt_toolkit: a pipe does not wait for it
 
     terminal = talk.terminal
-    editor = Editor(choices=choices, fold=terminal.toggle_fold, note=terminal.note, remember=remember)
-    terminal.note(f"{talk.model}: /help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves")
+    editor = Editor(
+        choices=choices, fold=terminal.toggle_fold, note=terminal.note, remember=remember
+    )
+    terminal.note(
+        f"{talk.model}: /help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves"
+    )
+    talk.away = editor.away
     while not talk.left:
+        talk.conversation.prepare()
         line = editor.read(talk.editing or "")
         if line is None:
             return
         try:
-            _take(talk, line, editor)
+            _take(talk, line)
         except (Qwen3Error, OSError) as error:
-            hint = "; /ctx shows what takes room" if isinstance(error, ContextOverflow) else ""
-            text = f"{error.filename}: {reason(error)}" if isinstance(error, OSError) else str(error)
-            terminal.note(f"qwen3: {text}{hint}")
+            _tell(talk, error)
         except KeyboardInterrupt:  # of a command that takes its time
             terminal.note("interrupted")
-        talk.conversation.prepare()
+
+
+def _take(talk: Talk, line: str) -> None:
+    """A line of input: nothing, a command, or a message. What a command could not do is told."""
+    instead, talk.editing = talk.editing is not None, None
+    try:
+        if not line.strip() or execute(talk, line):
+            return
+    except (Qwen3Error, OSError) as error:
+        _tell(talk, error)
+        return
+    if instead:
+        talk.say_instead(line)
+    else:
+        talk.say(line)
+
+
+def _tell(talk: Talk, error: Exception) -> None:
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+    hint = "; /ctx shows what takes room" if isinstance(error, ContextOverflow) else ""
+    talk.terminal.note(f"qwen3: {text}{hint}")
+
+
+def _piped_lines() -> Iterator[str]:
+    if sys.stdin is not None:
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+# ---- sessions ---------------------------------------------------------------
+
+
+def _resume(talk: Talk, stored: Transcript, name: str) -> None:
+    """Goes on where a session ended, with the model called so."""
+    conversation, note = talk.conversation, talk.terminal.note
+    if name != stored.model:
+        note(f"this session was with {stored.model}, and goes on with {name}")
+        talk.store(lambda transcript: transcript.set_model(name))
+    if talk.options.system is None:
+        conversation.system = stored.system
+    else:
+        talk.store(lambda transcript: transcript.set_system(talk.options.system))
+    conversation.messages = stored.messages
+    turns = len(stored.turns)
+    told = f"session {stored.id}: {turns} turn{'s' * (turns != 1)}"
+    if stored.turns and stored.kv_path.exists():
+        try:
+            conversation.session.load(stored.kv_path)
+            told += ", restored from its kv cache"
+        except Qwen3Error as error:
+            told += f", computed again: {error}"
+    if talk.typed:
+        note(told)
+        for message in stored.messages[-2:]:
+            who = "you" if message["role"] == "user" else "qwen3"
+            note(f"{who}: {beginning(message.get('content') or '', 300)}", dim=True)
+
+
+def _save_kv(talk: Talk, transcript: Transcript) -> None:
+    """Keeps the kv cache beside the session, for its next time."""
+    conversation = talk.conversation
+    conversation.settle()
+    try:
+        conversation.session.sync(
+            conversation.said()
+        )  # without the last thoughts: as it is resumed
+        conversation.session.save(transcript.kv_path)
+        size = amount(transcript.kv_path.stat().st_size)
+    except (Qwen3Error, OSError) as error:
+        talk.terminal.note(f"qwen3: the kv cache is not saved: {error}")
+        return
+    if talk.typed:
+        talk.terminal.note(f"kv cache saved: {size}", dim=True)

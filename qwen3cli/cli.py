@@ -13,6 +13,7 @@ import typer
 
 from quant.errors import QuantError
 from qwen3cli import __version__
+from qwen3cli.cli_chat import chat
 from qwen3cli.cli_config import settings
 from qwen3cli.cli_session import sessions
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
@@ -119,13 +120,7 @@ def run(
     return run(prompt, options, context.obj, as_json=as_json)
 
 
-@app.command()
-@shared
-def chat(context: typer.Context, *, options: Options) -> int:
-    """Talk over several turns. From a pipe, every line is a turn."""
-    from qwen3cli.chat import chat
-
-    return chat(options, context.obj)
+app.command()(chat)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qwen3cli import pieces
+from qwen3cli.archive import format_of, written
 from qwen3cli.completion import Choice, Choices, nothing, paths, words
 from qwen3cli.config import KEYS, Setting, check_key, parse
 from qwen3cli.errors import UsageError
@@ -22,6 +23,7 @@ from qwen3cli.prompt import Message, render_prompt
 from qwen3cli.run import experts, objection, statistics
 from qwen3cli.session import Settings
 from qwen3cli.talk import Talk
+from qwen3cli.terminal import clean
 from qwen3cli.thinking import parse_budget
 
 
@@ -37,7 +39,9 @@ COMMANDS: dict[str, Command] = {}
 _Run = Callable[[Talk, str], None]
 
 
-def _command(name: str, takes: str, about: str, choices: Choices = nothing) -> Callable[[_Run], _Run]:
+def _command(
+    name: str, takes: str, about: str, choices: Choices = nothing
+) -> Callable[[_Run], _Run]:
     def register(run: _Run) -> _Run:
         COMMANDS[name] = Command(run, takes, about, choices)
         return run
@@ -55,7 +59,7 @@ def execute(talk: Talk, line: str) -> bool:
         return False
     if word not in COMMANDS:
         close = get_close_matches(word, COMMANDS, 1)
-        hint = f"did you mean {close[0]}?" if close else "/help lists them"
+        hint = f"did you mean {close[0]}?" if close else "/help lists them."
         raise UsageError(f"unknown command {word}; {hint} A space before it makes it a message")
     COMMANDS[word].run(talk, argument)
     return True
@@ -110,7 +114,10 @@ def _budget(talk: Talk, argument: str) -> None:
 
 
 @_command(
-    "/landing", "[soft|hard]", "a budget ends at a sentence, or to the token", _one_of("soft", "hard")
+    "/landing",
+    "[soft|hard]",
+    "a budget ends at a sentence, or to the token",
+    _one_of("soft", "hard"),
 )
 def _landing(talk: Talk, argument: str) -> None:
     if argument:
@@ -150,7 +157,7 @@ def _undo(talk: Talk, _argument: str) -> None:
     if text is None:
         raise UsageError("there is no message to take back")
     talk.store(lambda transcript: transcript.undo())
-    talk.terminal.note(f"taken back: {_beginning(text)}")
+    talk.terminal.note(f"taken back: {beginning(text)}")
 
 
 @_command("/edit", "[TEXT]", "change the last message and answer it anew")
@@ -161,7 +168,7 @@ def _edit(talk: Talk, argument: str) -> None:
         raise UsageError("there is no message to change")
     if argument:
         talk.say_instead(argument)
-    elif not talk.terminal.can_ask:
+    elif not talk.typed:
         raise UsageError("/edit takes the new text here: nobody can type it")
     else:
         talk.editing = messages[-1].get("content") or ""
@@ -213,11 +220,13 @@ def _save(talk: Talk, argument: str) -> None:
         raise UsageError("/save takes one FILE; a space in its name is written '\\ '")
     if not talk.conversation.messages:
         raise UsageError("there is nothing to save yet")
-    path = _path(names[0])
+    path, form = _path(names[0]), format_of(names[0])
+    if form == "jsonl":
+        raise UsageError("/save writes Markdown, .json or .txt")
     if path.exists() and not (force and path.is_file()):
-        what = "a file" if path.is_file() else "no file"
-        raise UsageError(f"{path}: is there, and is {what}" + "; -f writes over it" * path.is_file())
-    write(path, _json(talk) if path.suffix.lower() == ".json" else _markdown(talk))
+        hint = "; -f writes over it" if path.is_file() else ", and no file"
+        raise UsageError(f"{path}: exists already{hint}")
+    write(path, clean(written(talk.as_stored(), form, thoughts=True)))
     talk.terminal.note(f"saved as {path}")
 
 
@@ -230,29 +239,6 @@ def _load(talk: Talk, argument: str) -> None:
     talk.replace(messages, system)
     turns = len(messages) // 2
     talk.terminal.note(f"{turns} turn{'s' * (turns != 1)} loaded from {names[0]}")
-
-
-def _json(talk: Talk) -> str:
-    """As OpenAI's API takes messages."""
-    system = talk.conversation.system
-    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    saved = {"model": talk.model, "messages": first + talk.conversation.messages}
-    return json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
-
-
-def _markdown(talk: Talk) -> str:
-    parts = [f"# A chat with {talk.model}"]
-    if (system := talk.conversation.system) is not None:
-        parts += ["## System", system]
-    for message in talk.conversation.messages:
-        if message["role"] == "user":
-            parts += ["## You", message.get("content") or ""]
-            continue
-        parts.append("## Qwen3")
-        if thoughts := message.get("reasoning_content"):
-            parts.append("\n".join(["> " + line for line in thoughts.splitlines()]))
-        parts.append(message.get("content") or "")
-    return "\n\n".join(parts) + "\n"
 
 
 def _loaded(text: str, name: str) -> tuple[list[Message], str | None]:
@@ -300,7 +286,9 @@ def _words(argument: str) -> list[str]:
     try:
         return shlex.split(argument)
     except ValueError as error:
-        raise UsageError(f"{argument}: {str(error).lower()}; \\ stands before what is no end") from None
+        raise UsageError(
+            f"{argument}: {str(error).lower()}; \\ stands before what is no end"
+        ) from None
 
 
 def _path(name: str) -> Path:
@@ -331,19 +319,18 @@ def _ctx(talk: Talk, _argument: str) -> None:
     nobody: Message = {"role": "user", "content": ""}
     if conversation.system is not None:
         system: Message = {"role": "system", "content": conversation.system}
-        note(f"{'system':<10}{count([system]):>8,}  {_beginning(conversation.system)}")
+        note(f"{'system':<10}{count([system]):>8,}  {beginning(conversation.system)}")
     for index, message in enumerate(conversation.messages):
         # Between others: what was said before the last message goes without its thoughts.
         tokens = count([nobody, message, nobody]) - count([nobody, nobody])
         who = "you" if message["role"] == "user" else "answer"
         sent = "" if index >= conversation.dropped else "(not sent any more) "
-        note(f"{who:<10}{tokens:>8,}  {sent}{_beginning(message.get('content') or '')}")
-    used, following = conversation.used(), len(conversation.prompt(talk.settings))
+        note(f"{who:<10}{tokens:>8,}  {sent}{beginning(message.get('content') or '')}")
+    said = conversation.said()
+    conversation.settle()
+    used, held = len(said), _common(conversation.session.ids, said)
     note(f"{used:,} of {n_ctx:,} tokens are used ({used / n_ctx:.0%}), {n_ctx - used:,} are left")
-    if conversation.messages:
-        conversation.settle()
-        held = _common(conversation.session.ids, conversation.said())
-        note(f"the next message finds {held:,} of them computed, and {used - held:,} to compute")
+    note(f"the next prompt begins with these {used:,}, of which {held:,} are computed already")
 
 
 @_command("/stats", "", "turns, settings, the last reply, the experts")
@@ -381,11 +368,17 @@ def _complete_set(typed: str) -> Iterable[Choice]:
     name, space, value = typed.partition(" ")
     if not space:
         return words(((key, _ABOUT.get(key, "")) for key in _SETTABLE), name, " ")
-    known = {"think": ("on", "off"), "landing": ("soft", "hard"), "overflow": ("error", "drop-oldest")}
+    known = {
+        "think": ("on", "off"),
+        "landing": ("soft", "hard"),
+        "overflow": ("error", "drop-oldest"),
+    }
     return words(((each, "") for each in (*known.get(name, ()), "none")), value.lstrip())
 
 
-@_command("/set", "[NAME VALUE]", "a setting, such as temp 0.7; none: as the model has it", _complete_set)
+@_command(
+    "/set", "[NAME VALUE]", "a setting, such as temp 0.7; none: as the model has it", _complete_set
+)
 def _set(talk: Talk, argument: str) -> None:
     key, _, text = argument.partition(" ")
     names = _SETTABLE
@@ -427,7 +420,9 @@ def _shown(talk: Talk, key: str) -> str:
         return f"{value:g} (the model's)"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "none" if value is None else f"{value}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
 
 
 def _elsewhere(key: str) -> str:
@@ -449,7 +444,7 @@ def _fold(talk: Talk, _argument: str) -> None:
 def _help(talk: Talk, _argument: str) -> None:
     for name, command in COMMANDS.items():
         talk.terminal.note(f"{f'{name} {command.takes}':<22} {command.about}")
-    talk.terminal.note("Alt-Enter, Ctrl-J or a \\ at the end: a new line. Ctrl-G: your editor.")
+    talk.terminal.note("Alt-Enter, or a \\ at the end: a new line. Ctrl-G: your editor.")
     talk.terminal.note("Ctrl-R: search. Ctrl-C: drops the line; while it thinks: answer now.")
 
 
@@ -461,11 +456,13 @@ def _exit(talk: Talk, _argument: str) -> None:
 COMMANDS["/quit"] = replace(COMMANDS["/exit"], about="leave")
 
 
-def _beginning(text: str) -> str:
-    """Of a text, on a line."""
-    line = " ".join(text[:400].split())
-    return line if len(line) <= 50 else line[:47] + "..."
+def beginning(text: str, most: int = 50) -> str:
+    """Of a text, on a line, as far as that many characters."""
+    line = " ".join(text[: 8 * most].split())
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import which
 
@@ -93,7 +93,11 @@ class Editor:
         def brackets(on: bool) -> None:
             """A paste is one key, whatever lines it has."""
             if not isinstance(self._output, PlainTextOutput):
-                change = self._output.enable_bracketed_paste if on else self._output.disable_bracketed_paste
+                change = (
+                    self._output.enable_bracketed_paste
+                    if on
+                    else self._output.disable_bracketed_paste
+                )
                 change()
                 self._output.flush()
 
@@ -117,14 +121,15 @@ class Editor:
             chosen = buffer.complete_state and buffer.complete_state.current_completion
             if chosen and chosen.text.endswith((" ", "/")):  # it goes on
                 buffer.complete_state = None
-            elif buffer.document.char_before_cursor == "\\" and buffer.document.is_cursor_at_the_end:
+            elif (
+                buffer.document.char_before_cursor == "\\" and buffer.document.is_cursor_at_the_end
+            ):
                 buffer.delete_before_cursor()
                 buffer.insert_text("\n")
             else:
                 buffer.validate_and_handle()
 
         @keys.add("escape", "enter", filter=typing)
-        @keys.add("c-j", filter=typing)
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
@@ -160,7 +165,10 @@ class _Choices(Completer):
     def get_completions(self, document: Document, _event: CompleteEvent) -> Iterator[Completion]:
         for choice in self._choices(document.text_before_cursor):
             yield Completion(
-                choice.text, -choice.replaces, display=choice.text.strip(), display_meta=choice.about
+                choice.text,
+                -choice.replaces,
+                display=choice.text.strip(),
+                display_meta=choice.about,
             )
 
 
@@ -199,10 +207,8 @@ class _FileHistory(FileHistory):
             super().append_string(string)
 
     def store_string(self, string: str) -> None:
-        try:
-            super().store_string(string.encode("utf-8", "replace").decode())
-        except OSError:  # a full disk is no reason not to talk
-            pass
+        with suppress(OSError):  # a full disk is no reason not to talk
+            super().store_string(string)
 
 
 def _history() -> History:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from qwen3cli import registry
@@ -18,7 +21,7 @@ from qwen3cli.run import exit_code, open_session, statistics, stream
 from qwen3cli.session import Conversation, Events, Reply, Settings
 from qwen3cli.sizes import sizes_of
 from qwen3cli.terminal import Terminal
-from qwen3cli.transcripts import Transcript
+from qwen3cli.transcripts import Stored, Transcript, Turn
 
 _NEARLY_FULL = 0.9  # of the context: from there on the statistics warn
 
@@ -33,12 +36,17 @@ class Talk:
         options: Options,
         terminal: Terminal,
         transcript: Transcript | None = None,
+        *,
+        typed: bool = False,
     ) -> None:
+        """typed: on a terminal, by somebody who sees what comes."""
         self.conversation = conversation
         self.settings = settings
         self.options = options
         self.terminal = terminal
         self.transcript = transcript
+        self.typed = typed
+        self.away: Callable[[], AbstractContextManager[None]] = nullcontext  # while it answers
         self.last: Reply | None = None
         self.files: dict[str, str] = {}  # what goes with the next message, by name
         self.editing: str | None = None  # the message that the next one takes the place of
@@ -96,7 +104,7 @@ class Talk:
         """Shows a reply and stores its turn, if it became one, which it tells."""
         talk = self.conversation
         # A Ctrl-C that comes when the reply is there, but not all is stored, is too late.
-        with watching({signal.SIGINT: lambda: None, signal.SIGTERM: self._terminate}):
+        with watching({signal.SIGINT: _ignore, signal.SIGTERM: self._terminate}), self.away():
             reply = self.last = stream(talk, events, self.settings, self.terminal)
             kept = reply.answer_stop != "user" or bool(reply.answer)
             if kept:
@@ -123,6 +131,15 @@ class Talk:
             except Qwen3Error as error:
                 self.terminal.note(f"qwen3: {error}")
 
+    def as_stored(self) -> Stored:
+        """The chat as a session, whether it is stored or not."""
+        if self.transcript:
+            return self.transcript
+        now, talk = datetime.now(timezone.utc), self.conversation
+        stored = Stored(Path("chat.jsonl"), now, self.model, talk.system)
+        stored.turns = [Turn(now, *turn, {}) for turn in _turns(talk.messages)]
+        return stored
+
     def _keep_turn(self, transcript: Transcript) -> None:
         user, assistant = self.conversation.messages[-2:]
         transcript.turn(user, assistant, self._statistics())
@@ -135,8 +152,7 @@ class Talk:
         transcript.replace(self.conversation.messages[-1], self._statistics())
 
     def _keep_all(self, transcript: Transcript) -> None:
-        messages = self.conversation.messages
-        for user, assistant in zip(messages[::2], messages[1::2], strict=True):
+        for user, assistant in _turns(self.conversation.messages):
             transcript.turn(user, assistant, {})
 
     def _statistics(self) -> dict[str, Any]:
@@ -196,6 +212,14 @@ class Talk:
             f"{session.n_ctx:,} tokens (kv cache: up to {amount(session.kv_bytes)}), "
             f"{model.threads} thread{'s' * (model.threads != 1)}"
         )
+
+
+def _ignore() -> None:
+    pass
+
+
+def _turns(messages: list[Message]) -> Iterator[tuple[Message, Message]]:
+    return zip(messages[::2], messages[1::2], strict=True)
 
 
 def model_name(conversation: Conversation, wanted: str | None) -> str:
