@@ -15,6 +15,7 @@ from quant.errors import QuantError
 from qwen3cli import __version__
 from qwen3cli.cli_chat import chat
 from qwen3cli.cli_config import settings
+from qwen3cli.cli_eval import evaluation
 from qwen3cli.cli_session import sessions
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
@@ -28,6 +29,7 @@ from qwen3cli.options import (
     Options,
     PreferCached,
     QuantizerThreads,
+    Ram,
     Reading,
     Threads,
     complete_models,
@@ -110,14 +112,66 @@ _TYPES = (
 def run(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-f", "--file", metavar="FILE", help="With a text; may be repeated; -: stdin."
+        ),
+    ] = None,
+    extract: Annotated[
+        bool, typer.Option("-x", "--extract", help="Print the code of the last fenced block alone.")
+    ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--samples",
+            metavar="K",
+            help="K answers, with seeds one by one.",
+            min=1,
+            max=9999,
+        ),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="End each answer with NUL, for xargs -0.")
+    ] = False,
+    receipt: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write what `qwen3 replay` repeats it from."),
+    ] = None,
     as_json: Json = False,
+    as_events: Annotated[
+        bool, typer.Option("--jsonl", help="Print a JSON object for each event, as they come.")
+    ] = False,
     *,
     options: Options,
 ) -> int:
-    """Answer one question. Text from a pipe follows the prompt, or is the prompt."""
-    from qwen3cli.run import run
+    """Answer one question. Files and text from a pipe follow the prompt, or are the prompt."""
+    from qwen3cli.printer import Form
+    from qwen3cli.run import Order, run
 
-    return run(prompt, options, context.obj, as_json=as_json)
+    several = samples is not None
+    form = Form(json=as_json, events=as_events, extract=extract, null=null, several=several)
+    order = Order(prompt, file or (), form, samples or 1, receipt)
+    return run(order, options, context.obj)
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    receipt: Annotated[str, typer.Argument(metavar="FILE", help="What `run --receipt` wrote.")],
+    model: ModelName = None,
+    ram: Ram = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> int:
+    """Repeat an answer from its receipt, or tell what differs.
+
+    Exit code 1: another model, or another text.
+    """
+    from qwen3cli.replay import replay
+
+    return replay(receipt, context.obj, model=model, ram=ram, threads=threads, as_json=as_json)
 
 
 app.command()(chat)
@@ -490,38 +544,7 @@ def imatrix(
     imatrix(reading, out, context.obj, force=force)
 
 
-evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
 app.add_typer(evaluation, name="eval")
-
-
-@evaluation.command()
-@shared
-def kl(
-    context: typer.Context,
-    reference: Annotated[
-        str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
-    ],
-    as_json: Json = False,
-    *,
-    reading: Reading,
-) -> None:
-    """KL divergence of a model from a reference.
-
-    With the perplexities of both, and how often their likeliest token is the same. The two share
-    the memory of --ram in halves.
-    """
-    from qwen3cli.evaluate import evaluate
-
-    evaluate(reading, reference, context.obj, as_json=as_json)
-
-
-@evaluation.command()
-@shared
-def ppl(context: typer.Context, as_json: Json = False, *, reading: Reading) -> None:
-    """Perplexity of a model."""
-    from qwen3cli.evaluate import evaluate
-
-    evaluate(reading, None, context.obj, as_json=as_json)
 
 
 @app.command()

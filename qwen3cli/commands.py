@@ -20,11 +20,12 @@ from qwen3cli.errors import UsageError
 from qwen3cli.folders import replace as write
 from qwen3cli.options import check_setting, complete_models
 from qwen3cli.prompt import Message, render_prompt
-from qwen3cli.run import experts, objection, statistics
+from qwen3cli.run import objection
 from qwen3cli.session import Settings
+from qwen3cli.statistics import experts, statistics
 from qwen3cli.talk import Talk
 from qwen3cli.terminal import clean
-from qwen3cli.thinking import parse_budget
+from qwen3cli.budgets import parse_budget
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,7 @@ def _stats(talk: Talk, _argument: str) -> None:
     note(f"{turns} turn{'s' * (turns != 1)}, {used} of {n_ctx} tokens of context")
     _mode(talk)
     if talk.last is not None:
-        note(f"last reply: {statistics(talk.last, conversation.session.model)}")
+        note(f"last reply: {statistics(talk.last, conversation.session)}")
     if line := experts(conversation.session.model):
         note(line)
     if talk.transcript and talk.transcript.turns:

@@ -33,6 +33,7 @@ KEYS: dict[str, type] = {  # the flags of `run`, but --stop
     "presence-penalty": float,
     "repetition-penalty": float,
     "seed": int,
+    "overflow": str,
     "ctx": int,
     "kv": str,
     "ram": str,

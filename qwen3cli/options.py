@@ -181,6 +181,15 @@ class Options:
     stop: Annotated[
         list[str] | None, _option("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
+    overflow: Annotated[
+        str | None,
+        _choice(
+            "--overflow",
+            "More than the context holds is an error, or the oldest turns are dropped.",
+            "error",
+            "drop-oldest",
+        ),
+    ] = None
     ctx: Context = None
     kv: KvType = None
     ram: Ram = None

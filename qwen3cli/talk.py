@@ -17,13 +17,12 @@ from qwen3cli.memory import amount
 from qwen3cli.options import Options
 from qwen3cli.pieces import delimited
 from qwen3cli.prompt import Message
-from qwen3cli.run import exit_code, open_session, statistics, stream
+from qwen3cli.run import exit_code, open_session, stream
 from qwen3cli.session import Conversation, Events, Reply, Settings
 from qwen3cli.sizes import sizes_of
+from qwen3cli.statistics import statistics
 from qwen3cli.terminal import Terminal
 from qwen3cli.transcripts import Stored, Transcript, Turn
-
-_NEARLY_FULL = 0.9  # of the context: from there on the statistics warn
 
 
 class Talk:
@@ -110,10 +109,7 @@ class Talk:
             if kept:
                 self.store(keep)
             if self.terminal.interactive:
-                line = statistics(reply, talk.session.model)
-                if (full := talk.used() / talk.session.n_ctx) >= _NEARLY_FULL:
-                    line += f", the context is {full:.0%} full"
-                self.terminal.note(line, dim=True)
+                self.terminal.note(statistics(reply, talk.session), dim=True)
         return kept
 
     def _terminate(self) -> None:

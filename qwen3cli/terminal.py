@@ -139,6 +139,11 @@ class Terminal:
             self.answer("\n")
         self._ended = False
 
+    def plain(self, text: str) -> None:
+        """Text of an answer that is no Markdown: as it is, but cleaned on a terminal."""
+        self.end_thoughts()
+        self._screen(self._out, clean(text) if self._out.is_terminal else text)
+
     def interrupted(self) -> None:
         """Ctrl-C was pressed: the terminal has written ^C where the cursor was."""
         self._midline = True
