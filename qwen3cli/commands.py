@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from qwen3cli import pieces
 from qwen3cli.archive import format_of, written
+from qwen3cli.budgets import parse_budget
 from qwen3cli.completion import Choice, Choices, nothing, paths, words
 from qwen3cli.config import KEYS, Setting, check_key, parse
 from qwen3cli.errors import UsageError
@@ -25,7 +26,6 @@ from qwen3cli.session import Settings
 from qwen3cli.statistics import experts, statistics
 from qwen3cli.talk import Talk
 from qwen3cli.terminal import clean
-from qwen3cli.budgets import parse_budget
 
 
 @dataclass(frozen=True)

@@ -219,12 +219,6 @@ class Model:
             raise _raise(error) from None
 
 
-class Snapshot:
-    """A part of a session, kept aside."""
-
-    start: int
-
-
 class Session:
     """One token sequence with its kv cache. Not for two threads at once."""
 
@@ -270,14 +264,6 @@ class Session:
             return self._native.extend_logits(ids)
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
-
-    def snapshot(self, start: int) -> Snapshot:
-        """Positions start.."""
-        raise NotImplementedError
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Puts it back."""
-        raise NotImplementedError
 
     def logits(self) -> NDArray[np.float32]:
         """float32[n_vocab]: a copy of the logits of the last position."""
