@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from qwen3cli.commands import beginning, choices, execute
 from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
-from qwen3cli.interrupt import orderly_termination
+from qwen3cli.interrupt import Terminated, orderly_termination
 from qwen3cli.memory import amount
 from qwen3cli.options import Options
 from qwen3cli.run import open_conversation, settings_of
@@ -55,6 +56,8 @@ def chat(options: Options, storage: Storage, terminal: Terminal) -> int:
     ):
         if typed:
             _converse(talk, remember=not storage.private)
+            if talk.terminated:
+                raise Terminated(128 + signal.SIGTERM)
         else:
             for line in _piped_lines():
                 _take(talk, line)

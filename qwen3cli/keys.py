@@ -25,6 +25,7 @@ def quiet(
     before = termios.tcgetattr(fd)
     silent = termios.tcgetattr(fd)
     silent[_LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
+    silent[_LFLAG] |= termios.NOFLSH  # Ctrl-C drops nothing of what was typed before it
     silent[_IFLAG] &= ~termios.ICRNL  # Enter, as the line editor knows it
     silent[_CC] = [*silent[_CC]]
     silent[_CC][termios.VMIN], silent[_CC][termios.VTIME] = 1, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from commandline import ENDLESS, PONDERING, QUESTION, Command, TerminalCommand
 
 GREEDY = ("-m", "nano", "--temp", "0", "--thoughts", "hide")
 STREAMING = r"\w{20}"  # of an endless answer
+THINKING = r"(\w+ ?){9}"
 ANSWERED = r"seed \d+"
 
 
@@ -70,9 +70,8 @@ def test_ctrl_r_searches_and_a_leading_space_keeps_a_line_out(qwen3: Command) ->
     terminal.press("r")
     terminal.type("/st")
     terminal.wait_to_see("> /stats")
-    terminal.press("c")
+    terminal.type("\x03\x03")  # the search, and the line that was found
     terminal.wait_for_prompt()
-    terminal.press("c")
     leave(terminal)
     history = (qwen3.home / "state" / "qwen3" / "history").read_text()
     assert "/stats" in history and "secret" not in history
@@ -93,7 +92,7 @@ def test_commands_and_their_arguments_are_completed(qwen3: Command, columns: int
     terminal.type("/fi")
     terminal.wait_to_see("/file")  # in the menu
     terminal.type("\t")
-    terminal.wait_to_see("> /file ")
+    terminal.wait_to_see("> /file")
     terminal.type("d")
     terminal.wait_to_see("docs/")
     terminal.type("\t\ra")  # Enter goes on in the folder
@@ -216,7 +215,7 @@ def test_lines_typed_meanwhile_are_sent_one_by_one(qwen3: Command) -> None:
 def test_ctrl_c_before_the_answer_takes_the_message_back(qwen3: Command) -> None:
     terminal = chat(qwen3, *PONDERING)
     terminal.type("hello\r")
-    terminal.wait_for(STREAMING)
+    terminal.wait_for(THINKING)
     terminal.type("\x03\x03")
     seen = terminal.wait_for(ANSWERED)
     terminal.wait_for_prompt()
@@ -274,7 +273,6 @@ def test_ctrl_t_shows_folded_thoughts(qwen3: Command) -> None:
 
 
 def test_the_statistics_warn_of_a_full_context(qwen3: Command) -> None:
-    terminal = chat(qwen3, *GREEDY, "--ctx", "96")
-    say(terminal, QUESTION, r"\d+ of 96 tokens of context: 9\d% full|\d+% full")
-    assert re.search(r"9\d% full", terminal.screen.replace("\n", ""))
+    terminal = chat(qwen3, *GREEDY, "--no-think", "--ctx", "32", columns=200)
+    say(terminal, QUESTION, r"\d+ of 32 tokens of context: 9\d% full")
     leave(terminal)
