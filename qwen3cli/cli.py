@@ -13,6 +13,7 @@ import typer
 
 from quant.errors import QuantError
 from qwen3cli import __version__
+from qwen3cli.cli_chat import chat
 from qwen3cli.cli_config import settings
 from qwen3cli.cli_eval import evaluation
 from qwen3cli.cli_session import sessions
@@ -181,6 +182,9 @@ def replay(
     from qwen3cli.replay import replay
 
     return replay(receipt, context.obj, model=model, ram=ram, threads=threads, as_json=as_json)
+
+
+app.command()(chat)
 
 
 @app.command()

@@ -95,18 +95,22 @@ def exit_code(reply: Reply) -> int:
 def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
+    conversation = Conversation(open_session(options, terminal), system=options.system)
+    if why := objection(conversation, settings_of(options)):
+        terminal.note(f"qwen3: {why}")
+    terminal.empty_thoughts()
+    return conversation
+
+
+def open_session(options: Options, terminal: Terminal) -> Session:
+    """A session of the model that the options choose."""
     path = obtain.choose(options.model, terminal)
     placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
     if note := _expected(placement, path, options):
         terminal.note(note)
     model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
     model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
-    session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
-    conversation = Conversation(session, system=options.system)
-    if why := objection(conversation, settings_of(options)):
-        terminal.note(f"qwen3: {why}")
-    terminal.empty_thoughts()
-    return conversation
+    return model.session(n_ctx=placement.n_ctx, kv=options.kv)
 
 
 def _expected(placement: Placement, path: Path, options: Options) -> str | None:
