@@ -13,7 +13,7 @@
 #include <optional>
 #include <vector>
 
-#include "qwen3.h"
+#include "grammar.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -22,6 +22,7 @@ using std::string;
 void bind_errors(nb::module_ &);
 void bind_files(nb::module_ &);     // files, rows of their tensors, codecs
 void bind_tokenizer(nb::module_ &);
+void bind_grammar(nb::module_ &);   // grammars and matchers
 void bind_models(nb::module_ &);    // models, sessions, importances, probes
 
 // Throws err as a NativeError: (status, text).
@@ -35,6 +36,9 @@ string path_of(const nb::bytes &);
 nb::dict metadata(const qwen3_file *, int64_t max_items);
 // A new qwen3_native.Tokenizer.
 nb::object new_tokenizer(const qwen3_file *);
+// What a qwen3_native.Tokenizer, a qwen3_native.Matcher hold; a cast error for anything else.
+const qwen3_tokenizer *tokenizer_of(nb::handle);
+qwen3_matcher *matcher_of(nb::handle);
 
 // Arrays that Python owns.
 using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <iterator>
+#include <list>
 
 #include "bind.h"
 #include "importance.h"
 #include "larger.h"
 #include "probe.h"
 #include "snapshot.h"
+#include "together.h"
 
 namespace {
 
@@ -254,11 +256,14 @@ struct Session {
         return {copy, {n_vocab}, owner};
     }
     int32_t sample(float temperature, int top_k, float top_p, float min_p, float presence,
-                   float repetition, uint64_t seed, size_t generated_from) {
+                   float repetition, uint64_t seed, size_t generated_from, nb::handle matcher) {
         Turn turn(busy);
         qwen3_error err;
         qwen3_sampling how = {temperature, top_k, top_p, min_p, presence, repetition, seed};
-        int32_t token = qwen3_sample(session, &how, generated_from, &err);
+        int32_t token =
+            matcher.is_none()
+                ? qwen3_sample(session, &how, generated_from, &err)
+                : qwen3_sample_matching(session, &how, generated_from, matcher_of(matcher), &err);
         if (token < 0) raise(err);
         return token;
     }
@@ -268,6 +273,25 @@ struct Session {
         return std::vector<int32_t>(ids, ids + qwen3_session_len(session));
     }
 };
+
+void extend_together(const std::vector<Session *> &sessions, const std::vector<int32_t> &tokens) {
+    if (sessions.size() != tokens.size()) throw nb::value_error("a token for each session");
+    std::list<Turn> turns;
+    std::vector<qwen3_session *> native;
+    for (auto at = sessions.begin(); at != sessions.end(); ++at) {
+        if (!*at) throw nb::type_error("None is no session");
+        bool first = std::find(sessions.begin(), at, *at) == at; // the engine refuses another
+        if (first) turns.emplace_back((*at)->busy);
+        native.push_back((*at)->session);
+    }
+    qwen3_error err;
+    qwen3_status status;
+    {
+        nb::gil_scoped_release release;
+        status = qwen3_extend_together(native.data(), tokens.data(), native.size(), &err);
+    }
+    if (status != QWEN3_OK) raise(err);
+}
 
 struct Probe {
     qwen3_probe *probe;
@@ -314,8 +338,12 @@ void bind_models(nb::module_ &m) {
         .def("load", &Session::file<qwen3_session_load>, "path"_a)
         .def("logits", &Session::logits)
         .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
-             "presence_penalty"_a, "repetition_penalty"_a, "seed"_a, "generated_from"_a)
+             "presence_penalty"_a, "repetition_penalty"_a, "seed"_a, "generated_from"_a,
+             "matcher"_a.none() = nb::none())
         .def("cancel", [](Session &s) { qwen3_session_cancel(s.session); });
+
+    m.def("extend_together", &extend_together, "sessions"_a, "tokens"_a);
+    m.attr("TOGETHER") = (int)QWEN3_TOGETHER;
 
     nb::class_<Model>(m, "Model")
         .def(nb::init<const nb::bytes &, int, uint64_t>(), "path"_a, "threads"_a = 0,

@@ -54,6 +54,10 @@ nb::object new_tokenizer(const qwen3_file *file) {
     return nb::cast(new Tokenizer(file), nb::rv_policy::take_ownership);
 }
 
+const qwen3_tokenizer *tokenizer_of(nb::handle tokenizer) {
+    return nb::cast<Tokenizer &>(tokenizer).tokenizer;
+}
+
 void bind_tokenizer(nb::module_ &m) {
     nb::class_<Tokenizer>(m, "Tokenizer")
         .def(nb::init<const nb::bytes &>(), "path"_a)

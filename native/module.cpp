@@ -7,5 +7,6 @@ NB_MODULE(qwen3_native, m) {
     bind_errors(m);
     bind_files(m);
     bind_tokenizer(m);
+    bind_grammar(m);
     bind_models(m);
 }

@@ -41,6 +41,22 @@ class Tokenizer:
     def join(self, tokens: Sequence[int], skip_control: bool = False) -> bytes:
         """The bytes of the tokens, one after the other."""
 
+class Trie:
+    def __init__(self, tokenizer: Tokenizer) -> None: ...
+
+class Grammar:
+    def __init__(
+        self, trie: Trie, code: bytes, sets: bytes, start: int, end: Sequence[int]
+    ) -> None:
+        """code: int32[n, 5], sets: uint8[n, 32], as grammar.h has them."""
+
+class Matcher:
+    complete: bool
+    finished: bool
+    def __init__(self, grammar: Grammar) -> None: ...
+    def accept(self, token: int) -> None: ...
+    def mask(self) -> NDArray[np.bool_]: ...
+
 class Model:
     def __init__(self, path: bytes, threads: int = 0, expert_bytes: int = 0) -> None: ...
     config: dict[str, Any]
@@ -85,6 +101,7 @@ class Session:
         repetition_penalty: float,
         seed: int,
         generated_from: int,
+        matcher: Matcher | None = None,
     ) -> int: ...
     def cancel(self) -> None: ...
 
@@ -96,6 +113,11 @@ class Snapshot:
     def __len__(self) -> int:
         """Tokens, those before start included."""
     def ids(self) -> list[int]: ...
+
+TOGETHER: int
+
+def extend_together(sessions: Sequence[Session], tokens: Sequence[int]) -> None:
+    """A token for each of at most TOGETHER sessions; releases the GIL."""
 
 class Importance:
     def __init__(self, model: Model) -> None: ...

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "grammar.h"
 #include "session.h"
 
 enum { FIRST_SORTED = 256 }; /* the nucleus is first looked for among so many */
@@ -137,13 +138,28 @@ static size_t truncate(candidate *c, size_t n, size_t k, const qwen3_sampling *p
     }
 }
 
-int32_t qwen3_sample(qwen3_session *s, const qwen3_sampling *p, size_t generated_from,
-                     qwen3_error *err) {
+/* Leaves the candidates whose bit in the mask is set. */
+static size_t keep_allowed(candidate *c, size_t n, const uint64_t *mask, size_t n_mask) {
+    size_t kept = 0;
+    for (size_t i = 0; i < n && i < n_mask; i++)
+        if (mask[i / 64] >> i % 64 & 1) c[kept++] = c[i];
+    return kept;
+}
+
+/* mask: n_mask bits; NULL allows everything. */
+static int32_t draw(qwen3_session *s, const qwen3_sampling *p, size_t generated_from,
+                    const uint64_t *mask, size_t n_mask, qwen3_error *err) {
     if (check(s, p, err) != QWEN3_OK) return -1;
     candidate *c = s->candidates;
     size_t n = (size_t)s->model->config.n_vocab;
     for (size_t i = 0; i < n; i++) c[i] = (candidate){(int32_t)i, s->logits[i]};
     penalize(s, p, generated_from);
+    if (mask) n = keep_allowed(c, n, mask, n_mask);
+    if (n == 0) {
+        fail(err, QWEN3_ERR_ARG, "the grammar allows no token here: the text is complete, and "
+             "none of its end tokens is a token of this model");
+        return -1;
+    }
     if (p->temperature == 0) return select_top(c, n, 1)->id;
     float best = c[0].logit;
     for (size_t i = 1; i < n; i++) best = c[i].logit > best ? c[i].logit : best;
@@ -154,4 +170,16 @@ int32_t qwen3_sample(qwen3_session *s, const qwen3_sampling *p, size_t generated
     for (size_t i = 0; i < n_kept; i++)
         if ((at -= odds(c[i], best, p->temperature)) < 0) return c[i].id;
     return c[n_kept - 1].id;
+}
+
+int32_t qwen3_sample(qwen3_session *s, const qwen3_sampling *p, size_t generated_from,
+                     qwen3_error *err) {
+    return draw(s, p, generated_from, NULL, 0, err);
+}
+
+int32_t qwen3_sample_matching(qwen3_session *s, const qwen3_sampling *p, size_t generated_from,
+                              qwen3_matcher *matcher, qwen3_error *err) {
+    size_t n_mask;
+    const uint64_t *mask = qwen3_matcher_mask(matcher, &n_mask, err);
+    return mask ? draw(s, p, generated_from, mask, n_mask, err) : -1;
 }

@@ -36,7 +36,7 @@ def ls(terminal: Terminal, *, as_json: bool) -> None:
         terminal.json(rows)
         return
     head = ("session", "last used", "model", "turns", "kv", "title")
-    terminal.table(head, [_row(row) for row in rows])
+    terminal.table(head, [_row(row) for row in rows], whole=2)
     for row in rows:
         if row["error"]:
             terminal.note(f"qwen3: {row['error']}")
@@ -190,18 +190,25 @@ def _listed(path: Path) -> dict[str, Any]:
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    used = datetime.fromisoformat(row["used"]).astimezone() if row["used"] else None
     title = row["title"]
     if row["error"]:
         title = "damaged" if row["damaged"] else "cannot be read"
     return (
         row["id"],
-        f"{used:%Y-%m-%d %H:%M}" if used else "-",
+        _day(row["used"]),
         "-" if row["model"] is None else row["model"],
         "-" if row["turns"] is None else str(row["turns"]),
         "-" if row["kv_bytes"] is None else amount(row["kv_bytes"]),
         title,
     )
+
+
+def _day(used: str | None) -> str:
+    """The time of what was today, the date of what was before."""
+    if used is None:
+        return "-"
+    when = datetime.fromisoformat(used).astimezone()
+    return f"{when:%H:%M}" if when.date() == datetime.now().date() else f"{when:%Y-%m-%d}"
 
 
 def _used(path: Path) -> str | None:

@@ -156,6 +156,9 @@ def run(
     return run(order, options, context.obj)
 
 
+app.command()(chat)
+
+
 @app.command()
 def replay(
     context: typer.Context,
@@ -172,9 +175,6 @@ def replay(
     from qwen3cli.replay import replay
 
     return replay(receipt, context.obj, model=model, ram=ram, threads=threads, as_json=as_json)
-
-
-app.command()(chat)
 
 
 @app.command()

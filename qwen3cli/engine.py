@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # importing it takes longer than an answer of the smallest mo
     from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 40960  # the most a session takes when the caller names no size
+TOGETHER: int = qwen3_native.TOGETHER  # the most sessions of a call of extend_together
 
 _ERRORS: dict[str, type[Qwen3Error]] = {
     "arg": UsageError,
@@ -107,6 +108,11 @@ class Tokenizer:
         return self._native.token_bytes(token)
 
     @cached_property
+    def _trie(self) -> qwen3_native.Trie:
+        """Made for the first grammar: it takes as long as some tokens."""
+        return qwen3_native.Trie(self._native)
+
+    @cached_property
     def added(self) -> dict[str, int]:
         """The added tokens, such as <think> and <|im_end|>, by text."""
         return self._native.added()
@@ -126,6 +132,65 @@ class TextStream:
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character never completed."""
         return self._decoder.decode(b"", final=True)
+
+
+class Grammar:
+    """The texts that an answer may be: JSON that keeps to a schema. Never changes, so matchers on
+    many threads share one."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, schema: dict[str, Any] | bool | str, end: Collection[int]
+    ) -> None:
+        """schema: of the JSON Schema language, or its text. end: the tokens that end an answer,
+        allowed where the value is complete. Raises UsageError, which names a keyword that is not
+        supported and its place."""
+        from qwen3cli.schema import compiled  # few answers keep to one
+
+        program = compiled(schema)
+        try:
+            self._native = qwen3_native.Grammar(
+                tokenizer._trie, program.code, program.sets, program.start, sorted(end)
+            )
+        except qwen3_native.NativeError as error:
+            raise UsageError(f"no answer can keep to the schema: {_raise(error)}") from None
+
+    def matcher(self) -> Matcher:
+        """For a new answer."""
+        try:
+            return Matcher(qwen3_native.Matcher(self._native))
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+
+class Matcher:
+    """One answer on its way through a grammar. Not for two threads at once."""
+
+    def __init__(self, native: qwen3_native.Matcher) -> None:
+        self._native = native
+
+    def accept(self, token: int) -> None:
+        """Moves on by the token that was drawn; UsageError for one that is not allowed here."""
+        try:
+            self._native.accept(token)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        return self._native.complete
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but an end token can follow, or one was accepted."""
+        return self._native.finished
+
+    def mask(self) -> NDArray[np.bool_]:
+        """The tokens that are allowed here: bool[n_tokens]."""
+        try:
+            return self._native.mask()
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
 
 
 def _existing(path: str | os.PathLike[str]) -> str:
@@ -272,10 +337,17 @@ class Session:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
-    def sample(self, sampling: Sampling = Sampling(), *, generated_from: int | None = None) -> int:
+    def sample(
+        self,
+        sampling: Sampling = Sampling(),
+        *,
+        generated_from: int | None = None,
+        matcher: Matcher | None = None,
+    ) -> int:
         """Draws the next token from the logits, without appending it. The draw
         depends on the seed and the position alone. Tokens from generated_from on
-        count for the presence penalty (default: none)."""
+        count for the presence penalty (default: none). matcher: only what it allows is
+        drawn, as if there were no other tokens; it is not moved."""
         s = sampling
         start = len(self) if generated_from is None else generated_from
         try:
@@ -288,6 +360,7 @@ class Session:
                 s.repetition_penalty,
                 s.seed,
                 start,
+                matcher._native if matcher else None,
             )
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
@@ -400,6 +473,17 @@ class Snapshot:
     def n_bytes(self) -> int:
         """The memory it takes."""
         return self._native.n_bytes
+
+
+def extend_together(sessions: Sequence[Session], tokens: Sequence[int]) -> None:
+    """Appends tokens[i] to sessions[i], as each one's extend would, the same bits, but reads the
+    weights once for all of them. They are at most TOGETHER different sessions of one model. All get
+    their token or none does: ContextOverflow names the session by its index, and Cancelled is
+    raised when any of them was cancelled."""
+    try:
+        qwen3_native.extend_together([s._native for s in sessions], tokens)
+    except qwen3_native.NativeError as error:
+        raise _raise(error) from None
 
 
 class Inputs(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from qwen3cli import obtain, receipts
@@ -13,7 +14,7 @@ from qwen3cli.placement import place
 from qwen3cli.printer import Form, Printer
 from qwen3cli.prompt import Generation
 from qwen3cli.receipts import Receipt, Sample
-from qwen3cli.reply import Reply, Run, Wishes, drive
+from qwen3cli.reply import Compute, Reply, Run, Wishes, computed
 from qwen3cli.session import Answer
 from qwen3cli.statistics import described
 from qwen3cli.terminal import Terminal
@@ -116,11 +117,31 @@ def _generate(session: Session, receipt: Receipt, sample: Sample) -> Reply:
         session.cancel()
 
     with interruptible(interrupt):
-        for _ in drive(run):
-            pass
+        _drive(run, sample, tokens.close if receipt.seconds is not None else None)
     if wishes.end:
         raise KeyboardInterrupt
     return run.reply
+
+
+def _drive(run: Run, sample: Sample, close: int | None) -> None:
+    """Computes the reply. close: </think>, where a clock was able to land softly: it is taken
+    behind as many thoughts, if it is the likeliest token there. Raises Cancelled."""
+    session, control, steps = run.session, run.control, run.steps()
+    with suppress(StopIteration):
+        event = next(steps)
+        while True:
+            if not isinstance(event, Compute):
+                event = next(steps)
+                continue
+            reused = computed(
+                session.sync if event.prompt else session.extend, event.ids, run.wishes
+            )
+            ends = control.thinking and control.thinking_tokens == sample.thinking_tokens
+            if close is not None and ends and session.sample() == close:
+                control.accept(close)
+                run.output.append(close)
+                session.extend([close])
+            event = steps.send(reused)
 
 
 def _difference(sample: Sample, reply: Reply, tokenizer: Tokenizer) -> str | None:

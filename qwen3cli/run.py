@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3cli import obtain, receipts
+from qwen3cli.budgets import parse_budget
 from qwen3cli.engine import Model, Session
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error
 from qwen3cli.interrupt import interruptible
@@ -140,9 +141,12 @@ def objection(conversation: Conversation, settings: Settings) -> str | None:
 
 
 def settings_of(options: Options) -> Settings:
+    tokens, seconds = parse_budget(options.budget or "none")
     return Settings(
         think=options.think,
-        budget=options.budget,
+        budget=tokens,
+        seconds=seconds,
+        landing="hard" if options.landing == "hard" else "soft",
         max_tokens=options.max_tokens,
         stop=tuple(options.stop or ()),
         overflow="drop-oldest" if options.overflow == "drop-oldest" else "error",

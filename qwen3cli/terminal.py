@@ -186,9 +186,9 @@ class Terminal:
         """One JSON value on a line of stdout; what could drive a terminal is escaped."""
         self._out.write(json_line(value))
 
-    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table on a terminal, columns of numbers to the right; lines of tab-separated fields
-        elsewhere."""
+    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 0) -> None:
+        """A table on a terminal, columns of numbers to the right, and the first ones (whole) never
+        folded; lines of tab-separated fields elsewhere."""
         if not self._out.is_terminal:
             self._out.write("".join("\t".join(map(one_line, row)) + "\n" for row in rows))
             return
@@ -202,7 +202,7 @@ class Terminal:
         for i, title in enumerate(head):
             numbers = [_NUMBER.fullmatch(line[i]) for line in lines]
             justify: Literal["left", "right"] = "right" if all(numbers) else "left"
-            table.add_column(Text(title), justify=justify, overflow="fold")
+            table.add_column(Text(title), justify=justify, overflow="fold", no_wrap=i < whole)
         for line in lines:
             table.add_row(*map(Text, line))
         # Not by its own pen: the console draws, this class writes.

@@ -47,7 +47,7 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # a file may be renamed b
 _TAIL = "23456789abcdefghjkmnpqrstuvwxyz"  # what is not taken for something else
 _LARGEST = 64 * 2**20  # bytes of a file: what is longer is no chat
 _DEEPEST = 16  # values within values of statistics and tool calls
-_TITLE = 60  # characters
+_TITLE = 48  # characters
 
 
 def folder() -> Path:
@@ -270,7 +270,7 @@ class Transcript(Stored):
         when it has to be lost."""
         try:
             if self._missing:
-                self._store()
+                self._store("what was said since then is lost")
         finally:
             if self._file:
                 self._file.close()
@@ -301,8 +301,10 @@ class Transcript(Stored):
         self._missing.append(line)
         self._store()
 
-    def _store(self) -> None:
-        """Writes what is missing, all or nothing of it."""
+    def _store(
+        self, outlook: str = "what is missing is stored with the next turn, once that is mended"
+    ) -> None:
+        """Writes what is missing, all or nothing of it. outlook: what it means if that fails."""
         data = b"".join(self._missing)
         try:
             if self._end + len(data) > _LARGEST:
@@ -313,8 +315,7 @@ class Transcript(Stored):
                 data = self._append(data)
         except OSError as error:
             raise Qwen3Error(
-                f"{self.path}: cannot be written: {reason(error)}; what is missing is stored with "
-                "the next turn, once that is mended"
+                f"{self.path}: cannot be written: {reason(error)}; {outlook}"
             ) from None
         self._missing, self._end = [], self._end + len(data)
 
