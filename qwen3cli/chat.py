@@ -14,8 +14,9 @@ from qwen3cli.interrupt import Terminated, orderly_termination
 from qwen3cli.memory import amount
 from qwen3cli.options import Options
 from qwen3cli.run import open_conversation, settings_of
+from qwen3cli.streams import reason
 from qwen3cli.talk import Talk, model_name
-from qwen3cli.terminal import Terminal, reason
+from qwen3cli.terminal import Terminal
 from qwen3cli.transcripts import Transcript
 
 

@@ -157,13 +157,7 @@ def run(
     return run(order, options, context.obj)
 
 
-@app.command()
-@shared
-def chat(context: typer.Context, *, options: Options) -> int:
-    """Talk over several turns. From a pipe, every line is a turn."""
-    from qwen3cli.chat import chat
-
-    return chat(options, context.obj)
+app.command()(chat)
 
 
 @app.command()
@@ -182,9 +176,6 @@ def replay(
     from qwen3cli.replay import replay
 
     return replay(receipt, context.obj, model=model, ram=ram, threads=threads, as_json=as_json)
-
-
-app.command()(chat)
 
 
 @app.command()

@@ -22,10 +22,10 @@ from qwen3cli.folders import replace as write
 from qwen3cli.options import check_setting, complete_models
 from qwen3cli.prompt import Message, render_prompt
 from qwen3cli.run import objection
+from qwen3cli.sanitize import clean
 from qwen3cli.session import Settings
 from qwen3cli.statistics import experts, statistics
 from qwen3cli.talk import Talk
-from qwen3cli.terminal import clean
 
 
 @dataclass(frozen=True)

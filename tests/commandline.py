@@ -18,8 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "What is 17 + 48 - 5?"
 # The first token of the answer over and over, to the end of the context.
 ENDLESS = ["-m", "nano", "--no-think", "--temp", "0", "--presence-penalty", "-100"]
-# Nothing else thinks for so long: greedy, and every token makes itself likelier.
-PONDERING = ["-m", "nano", "--temp", "0", "--presence-penalty", "-100", "--thoughts", "show"]
 _STYLES = re.compile(r"\x1b\[[02]m")
 
 

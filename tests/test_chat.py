@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from commandline import ENDLESS, PONDERING, QUESTION, Command, TerminalCommand
+from commandline import ENDLESS, QUESTION, Command, TerminalCommand
 from gguf_tiny import tiny_model
 
 GREEDY = ("-m", "nano", "--temp", "0")
@@ -189,7 +189,7 @@ def test_ctrl_c_asks_for_the_answer_and_then_ends_it(qwen3: Command) -> None:
     terminal = qwen3.terminal("chat", *PONDERING)
     terminal.wait_for_prompt()
     terminal.type("hello\r")
-    terminal.wait_for(r"(\w+ ?){9}")
+    terminal.wait_for(r"(\x1b\[2m.*?){20}")
     terminal.press("c")
     terminal.wait_for(r"given|\n\r?\n\w{20}")
     terminal.press("c")
