@@ -455,7 +455,7 @@ def test_nano_thinks_and_is_right(nano: Model) -> None:
 def test_nano_budget_matrix(nano: Model) -> None:
     natural = ask(nano).thinking_tokens
     for budget in (1, 7, natural - 1, natural, natural + 1, 10 * natural):
-        reply = ask(nano, budget=budget)
+        reply = ask(nano, budget=budget, landing="hard")
         cut = budget <= natural
         assert reply.thinking_tokens == (budget if cut else natural)
         assert reply.thinking_stop == ("budget" if cut else "natural")
