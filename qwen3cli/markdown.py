@@ -25,7 +25,7 @@ _UNDECIDED = re.compile(
     | (?P<rule>[-*_])(?:[ \t]*(?P=rule))*[ \t]*   # or what begins an item
     | (?:[-*+]|\d{1,9}[.)])[ \t]+(?:\[(?:[ xX](?:\][ \t]*)?)?)?
     | \+ | \d{1,9}[.)]?
-    | (?:`{3}[^`]*|~{3}.*)                      # a fence tells its language
+    | (?:`{3,}[^`]*|~{3}.*)                     # a fence tells its language
     | \|.*                                      # perhaps the head of a table
     | (?:\$\$|\\\[).*                            # a formula that ends in this line, or not
     )?""",
