@@ -8,6 +8,7 @@ import re
 import pytest
 from emulator import Emulator
 
+from qwen3cli.cells import rows, text_cells
 from qwen3cli.panel import Panel
 from qwen3cli.terminal import Terminal
 
@@ -60,6 +61,18 @@ def test_the_panel_is_never_larger_than_the_screen(columns: int, lines: int) -> 
     panel = Panel(styled=True)
     panel.push("thoughts 你好 👩‍💻 " * 100)
     assert len(drawn(panel, columns, lines)) <= max(1, min(9, lines - 1))
+
+
+def test_rows_are_the_text_and_fit() -> None:
+    rng = random.Random(5)
+    for _ in range(3000):
+        text = "".join(rng.choices(["word", " ", "  ", "你", "，", "\n", "x" * 15, "é"], k=12))
+        width = rng.randrange(1, 20)
+        plain = rows(text.replace("你", "b").replace("é", "c").replace("，", "d"), width)
+        assert "".join(rows(text, width)) == text
+        assert all(text_cells(row.rstrip(" \n")) <= max(width, 2) for row in rows(text, width))
+        wide = rows("".join(plain).replace("b", "é"), width)  # the same, cell by cell
+        assert [len(row) for row in wide] == [len(row) for row in plain]
 
 
 @pytest.mark.parametrize("columns", WIDTHS)
@@ -145,6 +158,7 @@ def test_unfolded_while_it_thinks_and_folded_again(monkeypatch) -> None:
         assert screen.lines == ["one two", "▾ thinking 3 tokens", " three"]
         terminal.end_thoughts("done")
         terminal.answer("four")
+        terminal.end_answer()
         assert screen.lines == ["one two", "▸ done", "four"]
 
 
