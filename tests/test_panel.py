@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+import time
 
+import pyte
 import pytest
+from commandline import Command
 from emulator import Emulator
 
 from qwen3cli.cells import rows, text_cells
@@ -240,3 +243,19 @@ def test_a_terminal_that_cannot_fold_shows_the_thoughts(monkeypatch) -> None:
         terminal.answer("two")
         assert screen.lines == ["<think>", "one", "</think>", "", "two"]
         assert b"\x1b" not in screen.raw
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ctrl_c_at_random_moments_leaves_the_terminal_sane(seed: int, tmp_path) -> None:
+    # Nothing else thinks for so long: greedy, and every token makes itself likelier.
+    endless = ["-m", "nano", "--temp", "0", "--presence-penalty", "-100"]
+    command = Command(tmp_path).terminal("run", *endless, "hello")
+    command.wait_for("▾ thinking")
+    time.sleep(random.Random(seed).random() / 4)
+    command.press("c")
+    assert command.finish() == 130
+    screen = pyte.Screen(120, 24)
+    pyte.Stream(screen).feed(command.raw)
+    assert not screen.cursor.hidden and screen.cursor.attrs == screen.default_char
+    assert pyte.modes.DECAWM in screen.mode
+    assert "▾" not in command.screen and command.screen.startswith("▸ thought for")
