@@ -69,8 +69,8 @@ def rows(text: str, width: int) -> list[str]:
 
 
 def _rows(line: str, width: int) -> Iterator[str]:
-    if len(line) <= width and line.isascii() and "\t" not in line:
-        yield line
+    if line.isascii() and "\t" not in line:
+        yield from _ascii_rows(line, width)
         return
     start = used = at = 0  # the row's first character, its cells, the next cluster
     breaks = 0  # the last place at which the row may end
@@ -79,7 +79,7 @@ def _rows(line: str, width: int) -> Iterator[str]:
         if cluster not in " \n":
             if before == " " or breaks_between(before, cluster):
                 breaks = at
-            if used + cells > width and at > start:
+            while used + cells > width and at > start:
                 start, row = (breaks if breaks > start else at), start
                 yield line[row:start]
                 used = text_cells(line[start:at])
@@ -87,6 +87,20 @@ def _rows(line: str, width: int) -> Iterator[str]:
         at += len(cluster)
         before = cluster
     if start < at:
+        yield line[start:]
+
+
+def _ascii_rows(line: str, width: int) -> Iterator[str]:
+    """The same where every character takes one cell."""
+    start, stop = 0, len(line.rstrip("\n "))
+    while stop - start > width:
+        space = line.rfind(" ", start, start + width + 1)
+        end = space + 1 if space >= 0 else start + width
+        while line[end] == " ":
+            end += 1
+        yield line[start:end]
+        start = end
+    if start < len(line):
         yield line[start:]
 
 

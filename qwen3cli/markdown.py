@@ -25,7 +25,7 @@ _UNDECIDED = re.compile(
     | (?P<rule>[-*_])(?:[ \t]*(?P=rule))*[ \t]*   # or what begins an item
     | (?:[-*+]|\d{1,9}[.)])[ \t]+(?:\[(?:[ xX](?:\][ \t]*)?)?)?
     | \+ | \d{1,9}[.)]?
-    | (?:`{3}[^`]*|~{3}.*)                      # a fence tells its language
+    | (?:`{3,}[^`]*|~{3}.*)                     # a fence tells its language
     | \|.*                                      # perhaps the head of a table
     | (?:\$\$|\\\[).*                            # a formula that ends in this line, or not
     )?""",
@@ -153,7 +153,8 @@ class Markdown:
         """Begins the line that is decided."""
         indent = len(rest) - len(rest.lstrip(" \t"))
         if (fence := _FENCE.match(rest)) and "`" not in rest[fence.end() :]:
-            self._fence = _Fence(fence, self._quotes)
+            code = Highlighter(fence[3] if self._styled else "")
+            self._fence = _Fence(fence, self._quotes, code)
             self._verbatim_line(paint("2" if self._styled else "", rest.strip()))
         elif final and _RULE_LINE.fullmatch(rest):
             room = max(self._width() - 2 * self._quotes, 1)
@@ -202,8 +203,7 @@ class Markdown:
                 self._verbatim_line(paint("2" if self._styled else "", line.strip()))
                 self._fence = None
             else:
-                text = self._fence.unindented(line)
-                self._verbatim_line(self._fence.code.line(text) if self._styled else text)
+                self._verbatim_line(self._fence.code.line(self._fence.unindented(line)))
         else:
             self._verbatim_line(line)
             if self._math in line or not line.strip():  # a formula has no blank lines
@@ -217,11 +217,11 @@ class Markdown:
 class _Fence:
     """A block of code, opened by a line such as ```python."""
 
-    def __init__(self, opening: re.Match[str], quotes: int) -> None:
-        indent, self._mark, language = opening.groups()
-        self._indent = len(indent)
+    def __init__(self, opening: re.Match[str], quotes: int, code: Highlighter) -> None:
+        self.code = code
+        self._indent = len(opening[1])
+        self._mark = opening[2]
         self._quotes = quotes
-        self.code = Highlighter(language)
 
     def unquoted(self, line: str) -> str:
         """The line inside of the quotations that the block is in."""

@@ -13,7 +13,7 @@ from time import perf_counter
 from qwen3cli.cells import TAB, rows
 
 _MOST_ROWS = 8  # of thoughts
-_KEPT_ROWS = 40  # of text that a larger screen may show again
+_KEPT_ROWS = 16  # of text that a larger screen may show again
 _BEGIN, _END = "\x1b[?2026h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?2026l"
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 # From the panel's first cell on. Ctrl-C may have discarded the end of a frame.
@@ -77,9 +77,10 @@ class Panel:
         width = max(columns - 1, 1)
         wrapped = rows(self._text, width)
         self._text = "".join(wrapped[-_KEPT_ROWS:])
-        shown = [row.strip("\n").replace("\t", " " * TAB) for row in wrapped if not row.isspace()]
-        most = min(_MOST_ROWS, lines // 3, lines - 2)
-        return [self._live(width), *(shown[-most:] if most > 0 else [])]
+        most = max(min(_MOST_ROWS, lines // 3, lines - 2), 0)
+        shown = [row for row in wrapped if not row.isspace()]
+        last = shown[len(shown) - most :] if len(shown) > most else shown
+        return [self._live(width), *(row.strip("\n").replace("\t", " " * TAB) for row in last)]
 
     def _live(self, width: int) -> str:
         """What goes on, as much of it as fits."""

@@ -51,7 +51,9 @@ class Emulator:
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.read()
+        dropped = max(self.screen.lines - lines, 0)  # from the top, and the cursor stays, says pyte
         self.screen.resize(lines, columns)
+        self.screen.cursor.y = max(self.screen.cursor.y - dropped, 0)
 
     def read(self, patience: float = 0.02) -> None:
         """Shows what was written."""

@@ -173,11 +173,11 @@ def test_a_table_is_aligned_and_fits() -> None:
         "long text here │ z │",
     ]
     assert [line.rstrip() for line in plain(draw(text, 20)).splitlines()] == [
-        "a         │ b │   c",
-        "──────────┼───┼────",
-        "x         │ y │ 1|2",
-        "long text │ z │",
-        "here      │   │",
+        "a          │ b │   c",
+        "───────────┼───┼────",
+        "x          │ y │ 1|2",
+        "long text  │ z │",
+        "here       │   │",
     ]
     assert plain(draw(text, 10)) == text  # there is no room for three columns
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+import time
 
+import pyte
 import pytest
+from commandline import Command
 from emulator import Emulator
 
+from qwen3cli.cells import rows, text_cells
 from qwen3cli.panel import Panel
 from qwen3cli.terminal import Terminal
 
@@ -60,6 +64,18 @@ def test_the_panel_is_never_larger_than_the_screen(columns: int, lines: int) -> 
     panel = Panel(styled=True)
     panel.push("thoughts 你好 👩‍💻 " * 100)
     assert len(drawn(panel, columns, lines)) <= max(1, min(9, lines - 1))
+
+
+def test_rows_are_the_text_and_fit() -> None:
+    rng = random.Random(5)
+    for _ in range(3000):
+        text = "".join(rng.choices(["word", " ", "  ", "你", "，", "\n", "x" * 15, "é"], k=12))
+        width = rng.randrange(1, 20)
+        plain = rows(text.replace("你", "b").replace("é", "c").replace("，", "d"), width)
+        assert "".join(rows(text, width)) == text
+        assert all(text_cells(row.rstrip(" \n")) <= max(width, 2) for row in rows(text, width))
+        wide = rows("".join(plain).replace("b", "é"), width)  # the same, cell by cell
+        assert [len(row) for row in wide] == [len(row) for row in plain]
 
 
 @pytest.mark.parametrize("columns", WIDTHS)
@@ -145,6 +161,7 @@ def test_unfolded_while_it_thinks_and_folded_again(monkeypatch) -> None:
         assert screen.lines == ["one two", "▾ thinking 3 tokens", " three"]
         terminal.end_thoughts("done")
         terminal.answer("four")
+        terminal.end_answer()
         assert screen.lines == ["one two", "▸ done", "four"]
 
 
@@ -226,3 +243,19 @@ def test_a_terminal_that_cannot_fold_shows_the_thoughts(monkeypatch) -> None:
         terminal.answer("two")
         assert screen.lines == ["<think>", "one", "</think>", "", "two"]
         assert b"\x1b" not in screen.raw
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ctrl_c_at_random_moments_leaves_the_terminal_sane(seed: int, tmp_path) -> None:
+    # Nothing else thinks for so long: greedy, and every token makes itself likelier.
+    endless = ["-m", "nano", "--temp", "0", "--presence-penalty", "-100"]
+    command = Command(tmp_path).terminal("run", *endless, "hello")
+    command.wait_for("▾ thinking")
+    time.sleep(random.Random(seed).random() / 4)
+    command.press("c")
+    assert command.finish() == 130
+    screen = pyte.Screen(120, 24)
+    pyte.Stream(screen).feed(command.raw)
+    assert not screen.cursor.hidden and screen.cursor.attrs == screen.default_char
+    assert pyte.modes.DECAWM in screen.mode
+    assert "▾" not in command.screen and command.screen.startswith("▸ thought for")

@@ -93,9 +93,10 @@ def test_thoughts_are_dim_and_end_with_a_blank_line(open_terminal) -> None:
     terminal.thought("one\n")
     terminal.thought("two")
     terminal.answer("three")
+    terminal.end_answer()
     terminal.note("four")
-    assert stderr.text == "\x1b[2mone\n\x1b[0m\x1b[2mtwo\x1b[0m\n\n\nfour\n"
-    assert stdout.text == "three"
+    assert stderr.text == "\x1b[2mone\n\x1b[0m\x1b[2mtwo\x1b[0m\n\nfour\n"
+    assert stdout.text == "three\n"
 
 
 @pytest.mark.parametrize("pieces", [["a", "b"], ["a", "b\n"], ["a\n", "b"], []])
@@ -114,8 +115,9 @@ def test_without_styles_the_thoughts_are_marked(open_terminal, env) -> None:
     terminal.route_thoughts("dim")
     terminal.thought("one")
     terminal.answer("two")
+    terminal.end_answer()
     terminal.note("three", dim=True)
-    assert stderr.text == "<think>\none\n</think>\n\n\nthree\n"
+    assert stderr.text == "<think>\none\n</think>\n\nthree\n"
 
 
 def test_thoughts_go_to_a_file(open_terminal, tmp_path) -> None:
@@ -124,8 +126,9 @@ def test_thoughts_go_to_a_file(open_terminal, tmp_path) -> None:
     terminal.thought("one\n")
     terminal.thought("two")
     terminal.answer("three")
+    terminal.end_answer()
     assert (tmp_path / "thoughts").read_text() == "one\ntwo\n"
-    assert (stdout.text, stderr.text) == ("three", "")
+    assert (stdout.text, stderr.text) == ("three\n", "")
     with pytest.raises(Qwen3Error, match=r"cannot write the thoughts to .*such: No such file"):
         terminal.route_thoughts(str(tmp_path / "no" / "such"))
 
