@@ -110,10 +110,47 @@ def run(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
     as_json: Json = False,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="FILE",
+            help="Answer the questions of a JSONL file.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="The answers of a batch, as JSONL.",
+            show_default=False,
+        ),
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            show_default=False,
+            help="Questions of a batch in work at a time (default: 8, if memory allows).",
+        ),
+    ] = None,
     *,
     options: Options,
 ) -> int:
     """Answer one question. Text from a pipe follows the prompt, or is the prompt."""
+    if questions is not None:
+        from qwen3cli.batch import Batch, batch
+
+        if prompt is not None or as_json:
+            raise UsageError("--batch takes its questions from a file, and answers in JSON anyway")
+        return batch(Batch(questions, output, parallel), options, context.obj)
+    if output is not None or parallel is not None:
+        raise UsageError("-o and --parallel are for --batch")
     from qwen3cli.run import run
 
     return run(prompt, options, context.obj, as_json=as_json)
