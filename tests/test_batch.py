@@ -91,13 +91,13 @@ BAD = [
     ({"messages": [{"role": "assistant", "content": "x"}]}, "the last one is to be of the user"),
     ({"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}],
       "system": "c"}, "system: the messages have one"),
-    ({"prompt": "many words " * 40}, "shorten it"),
+    ({"prompt": "many words " * 90}, "shorten it"),
 ]  # fmt: skip
 
 
 def test_a_bad_line_is_an_error_of_its_own(qwen3: Command) -> None:
     good = {"prompt": "What is 1 + 2?", "temperature": 0}
-    found = ask(qwen3, [line for line, _ in BAD] + ["", good], "--ctx", "64", code=1)
+    found = ask(qwen3, [line for line, _ in BAD] + ["", good], "--ctx", "128", code=1)
     for number, (_, text) in enumerate(BAD, 1):
         error = found.pop(number)["error"]
         assert error.startswith(f"line {number}: ") and text in error
