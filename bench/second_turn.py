@@ -1,14 +1,14 @@
 """Time to the first token of a second turn whose history drops the thoughts of the first.
 
-python bench/second_turn.py [MODEL.gguf] [--prompt 500] [--thought 2000] [--answer 300] [--question 50]
-                            [--kv f16] [--threads 2] [--rounds 5] [--folder DIR]
+python bench/second_turn.py [MODEL.gguf] [--prompt 500] [--thought 2000] [--answer 300]
+                            [--question 50] [--kv f16] [--threads 2] [--rounds 5] [--folder DIR]
 
 From the question to the first token drawn, medians of rounds in turns:
 
-  kept prefix   the session still holds prompt, thoughts and answer; it computes the answer, which now
-                stands in another place, and the question
-  prepared      the answer was computed behind the prompt while the user typed: only the question
-  reopened      a new session loads what `prepared` had saved, from the disk, and computes the question
+  kept prefix   the session still holds prompt, thoughts and answer; it computes the answer,
+                which now stands in another place, and the question
+  prepared      the answer was computed behind the prompt while the user typed: the question
+  reopened      a new session loads from the disk what `prepared` saved: the question
   all of it     a new session computes prompt, answer and question
 
 Opening the model is not counted. Without MODEL: random weights in the shape of 0.6B, Q4_K_M.

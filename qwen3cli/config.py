@@ -36,6 +36,7 @@ KEYS: dict[str, Kind] = {  # the flags of `run`, but --stop
     "presence-penalty": float,
     "repetition-penalty": float,
     "seed": int,
+    "overflow": str,
     "ctx": int,
     "kv": str,
     "ram": str,

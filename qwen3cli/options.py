@@ -199,6 +199,15 @@ class Options:
     stop: Annotated[
         list[str] | None, _option("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
+    overflow: Annotated[
+        str | None,
+        _choice(
+            "--overflow",
+            "More than the context holds is an error, or the oldest turns are dropped.",
+            "error",
+            "drop-oldest",
+        ),
+    ] = None
     ctx: Context = None
     kv: KvType = None
     ram: Ram = None
@@ -206,7 +215,7 @@ class Options:
     drop_misses: DropMisses = 0.0
     threads: Threads = 0
     thoughts: Annotated[
-        str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")
+        str | None, _flag("--thoughts", "Where the thoughts go.", "show|dim|fold|hide|FILE")
     ] = None
 
 

@@ -1,5 +1,5 @@
-"""Sessions put aside: they go on bit by bit, in every type of cache and size of context, and what is
-damaged, foreign or half written is an error and no answer."""
+"""Sessions put aside: they go on bit by bit, in every type of cache and size of context, and what
+is damaged, foreign or half written is an error and no answer."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_damaged_file(model: Model, tmp_path: Path) -> None:
     for at in [*range(56), *(rng.randrange(56, len(good)) for _ in range(200))]:
         path.write_bytes(good[:at] + bytes([good[at] ^ rng.randrange(1, 256)]) + good[at + 1 :])
         session.sync(PROMPT)
-        with pytest.raises(FormatError, match="kv: .*(remove it|no saved session)"):
+        with pytest.raises(FormatError, match=r"kv: .*(remove it|no saved session)"):
             session.load(path)
         assert session.ids == (PROMPT if at < 56 else [])
     for end in [56, 100, len(good) // 2, len(good) - 1]:
