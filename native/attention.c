@@ -36,31 +36,32 @@ static void norm_and_rotate(const job *j, float *y, const float *x, const float 
     cpu->rope(y, ws->cos + t * half, ws->sin + t * half, j->hd);
 }
 
-/* Appends tokens [first, last) to the cache of head h. */
+/* Appends tokens [first, last) to their caches of head h. */
 static void store(const job *j, int h, int first, int last) {
     const workspace *ws = j->s->work;
     for (int t = first; t < last; t++) {
         size_t at = ((size_t)t * (size_t)ws->model->config.n_kv_heads + (size_t)h) * (size_t)j->hd;
         norm_and_rotate(j, ws->k + at, ws->k + at, j->l->k_norm, t);
-        kv_store(j->s->kv, ws->model->cpu, j->index, h, j->s->pos + t, ws->k + at, ws->v + at,
-                 j->row);
+        kv_store(sequence_of(j->s, t)->kv, ws->model->cpu, j->index, h, position_of(j->s, t),
+                 ws->k + at, ws->v + at, j->row);
     }
 }
 
-/* Prepares the queries of rows [first, first + n). */
+/* Prepares the queries of rows [first, first + n), of one sequence. */
 static attend_args ready(const job *j, int h, int first, int n, int32_t n_kv[ATTEND_ROWS]) {
     const workspace *ws = j->s->work;
+    const kv_cache *kv = sequence_of(j->s, first / j->group)->kv;
     float scale = 1 / sqrtf((float)j->hd);
     for (int r = 0; r < n; r++) {
         int t = (first + r) / j->group;
         const float *q = ws->q + head_of(j, h, first + r) * (size_t)j->hd;
         norm_and_rotate(j, j->row, q, j->l->q_norm, t);
         for (int i = 0; i < j->hd; i++) j->q[i * ATTEND_ROWS + r] = j->row[i] * scale;
-        n_kv[r] = j->s->pos + t + 1;
+        n_kv[r] = position_of(j->s, t) + 1;
     }
-    return (attend_args){.type = j->s->kv->type, .head_dim = j->hd, .n_rows = n, .q = j->q,
-                         .n_kv = n_kv, .k = kv_keys(j->s->kv, j->index, h),
-                         .v = kv_values(j->s->kv, j->index, h), .scratch = j->kernel};
+    return (attend_args){.type = kv->type, .head_dim = j->hd, .n_rows = n, .q = j->q,
+                         .n_kv = n_kv, .k = kv_keys(kv, j->index, h),
+                         .v = kv_values(kv, j->index, h), .scratch = j->kernel};
 }
 
 static bool whole_heads(const job *j) { return j->hd % 32 == 0; }
@@ -96,30 +97,59 @@ static void attend_rows(const job *j, int h, int first, int n) {
         finish(j, head_of(j, h, first + r), j->sum + (size_t)r * part);
 }
 
-/* Of the one token: the part of a head in block b. */
-static float *shared_part(const job *j, int head, int b) {
-    const workspace *ws = j->s->work;
-    size_t row = (size_t)b * (size_t)ws->model->config.n_heads + (size_t)head;
-    return ws->parts + row * attend_part(j->hd);
+/* ---- sequences with one token each, whose positions the threads share ---- */
+
+/* The part of a head, as head_of numbers it, in block b. */
+static float *shared_part(const job *j, size_t head, int b) {
+    size_t heads = (size_t)j->s->work->model->config.n_heads;
+    float *parts = sequence_of(j->s, (int)(head / heads))->parts;
+    return parts + ((size_t)b * heads + head % heads) * attend_part(j->hd);
 }
 
-/* One token: its parts in a share of the positions. The last share stores the token's key
- * and value, as nobody else reads them. */
-static void attend_share(const job *j, int h, int share) {
+static int n_shares(const step *s, int token) { return position_of(s, token) / SHARE + 1; }
+
+/* A token's parts in a share of its positions. The last share stores the token's key and value,
+ * as nobody else reads them. */
+static void attend_share(const job *j, int h, int t, int share) {
     const backend *cpu = j->s->work->model->cpu;
+    int pos = position_of(j->s, t);
     int32_t n_kv[ATTEND_ROWS];
-    if (share == j->s->pos / SHARE) store(j, h, 0, 1);
-    attend_args a = ready(j, h, 0, j->group, n_kv);
+    if (share == pos / SHARE) store(j, h, t, t + 1);
+    attend_args a = ready(j, h, t * j->group, j->group, n_kv);
     for (int b = share * (SHARE / KV_BLOCK); b < (share + 1) * (SHARE / KV_BLOCK); b++)
-        if (b * KV_BLOCK <= j->s->pos) cpu->attend(&a, b, shared_part(j, h * j->group, b));
+        if (b * KV_BLOCK <= pos)
+            cpu->attend(&a, b, shared_part(j, head_of(j, h, t * j->group), b));
 }
 
-static void merge_shares(const job *j, int head) {
+static void merge_shares(const job *j, size_t head) {
+    int pos = position_of(j->s, (int)(head / (size_t)j->s->work->model->config.n_heads));
     float *sum = shared_part(j, head, 0);
-    for (int b = 1; b * KV_BLOCK <= j->s->pos; b++)
+    for (int b = 1; b * KV_BLOCK <= pos; b++)
         j->s->work->model->cpu->merge(sum, shared_part(j, head, b), j->hd);
-    finish(j, (size_t)head, sum);
+    finish(j, head, sum);
 }
+
+static void attend_by_shares(const job *j, int tid) {
+    const step *s = j->s;
+    const qwen3_config *c = &s->work->model->config;
+    int count = 0;
+    for (int t = 0; t < s->n; t++) count += n_shares(s, t);
+    for (int i; (i = claim(s, tid, c->n_kv_heads * count)) >= 0;) {
+        int share = i / c->n_kv_heads, t = 0; /* the shares of a token behind another's */
+        while (share >= n_shares(s, t)) share -= n_shares(s, t++);
+        attend_share(j, i % c->n_kv_heads, t, share);
+    }
+    pool_barrier(s->work->model->pool, tid);
+    for (int i; (i = claim(s, tid, s->n * c->n_heads)) >= 0;) merge_shares(j, (size_t)i);
+}
+
+static bool one_is_long(const step *s) {
+    for (int t = 0; t < s->n; t++)
+        if (position_of(s, t) >= SHARED_FROM) return true;
+    return false;
+}
+
+/* ---- otherwise ---- */
 
 static job job_of(const step *s, const layer *l, int index, int tid) {
     const workspace *ws = s->work;
@@ -134,14 +164,39 @@ static job job_of(const step *s, const layer *l, int index, int tid) {
     return j;
 }
 
-/* Tasks are whole tiles of the cache: two threads may not write in one. */
+/* Of one sequence. Tasks are whole tiles of the cache: two threads may not write in one. */
 static void store_tiles(const job *j, int tid) {
     const step *s = j->s;
-    int kv_heads = s->work->model->config.n_kv_heads;
-    int tile0 = s->pos / KV_TILE, n_tiles = (s->pos + s->n - 1) / KV_TILE - tile0 + 1;
+    int pos = position_of(s, 0), kv_heads = s->work->model->config.n_kv_heads;
+    int tile0 = pos / KV_TILE, n_tiles = (pos + s->n - 1) / KV_TILE - tile0 + 1;
     for (int i; (i = claim(s, tid, kv_heads * n_tiles)) >= 0;) {
-        int first = (tile0 + i / kv_heads) * KV_TILE - s->pos, last = first + KV_TILE;
+        int first = (tile0 + i / kv_heads) * KV_TILE - pos, last = first + KV_TILE;
         store(j, i % kv_heads, first > 0 ? first : 0, last < s->n ? last : s->n);
+    }
+}
+
+/* Of one sequence with more rows than one call of attend takes. */
+static void attend_by_tiles(const job *j, int tid) {
+    const step *s = j->s;
+    int rows = s->n * j->group, kv_heads = s->work->model->config.n_kv_heads;
+    int per_head = (rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
+    store_tiles(j, tid);
+    pool_barrier(s->work->model->pool, tid);
+    for (int i; (i = claim(s, tid, kv_heads * per_head)) >= 0;) {
+        int first = (per_head - 1 - i / kv_heads) * ATTEND_ROWS; /* the longest first */
+        int n = rows - first < ATTEND_ROWS ? rows - first : ATTEND_ROWS;
+        attend_rows(j, i % kv_heads, first, n);
+    }
+}
+
+/* A task stores each token of a sequence in a head and lets it attend. */
+static void attend_by_heads(const job *j, int each, int tid) {
+    int kv_heads = j->s->work->model->config.n_kv_heads;
+    for (int i; (i = claim(j->s, tid, kv_heads * j->s->n_sequences)) >= 0;) {
+        int h = i % kv_heads, t = i / kv_heads * each, last = (t + each) * j->group;
+        store(j, h, t, t + each);
+        for (int row = t * j->group; row < last; row += ATTEND_ROWS)
+            attend_rows(j, h, row, last - row < ATTEND_ROWS ? last - row : ATTEND_ROWS);
     }
 }
 
@@ -152,31 +207,13 @@ void store_tokens(const step *s, const layer *l, int index, int tid) {
 
 void attention(const step *s, const layer *l, int index, int tid) {
     workspace *ws = s->work;
-    const qwen3_config *c = &ws->model->config;
     pool *p = ws->model->pool;
     job j = job_of(s, l, index, tid);
-    int rows = s->n * j.group, kv_heads = c->n_kv_heads;
-    if (rows <= ATTEND_ROWS && s->n == 1 && pool_size(p) > 1 && s->pos >= SHARED_FROM) {
-        int n_shares = s->pos / SHARE + 1;
-        for (int i; (i = claim(s, tid, kv_heads * n_shares)) >= 0;)
-            attend_share(&j, i % kv_heads, i / kv_heads);
-        pool_barrier(p, tid);
-        for (int i; (i = claim(s, tid, c->n_heads)) >= 0;) merge_shares(&j, i);
-    } else if (rows <= ATTEND_ROWS) {
-        for (int i; (i = claim(s, tid, kv_heads)) >= 0;) {
-            store(&j, i, 0, s->n);
-            attend_rows(&j, i, 0, rows);
-        }
-    } else {
-        store_tiles(&j, tid);
-        pool_barrier(p, tid);
-        int per_head = (rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
-        for (int i; (i = claim(s, tid, kv_heads * per_head)) >= 0;) {
-            int first = (per_head - 1 - i / kv_heads) * ATTEND_ROWS; /* the longest first */
-            int n = rows - first < ATTEND_ROWS ? rows - first : ATTEND_ROWS;
-            attend_rows(&j, i % kv_heads, first, n);
-        }
-    }
+    int each = s->n / s->n_sequences; /* tokens of a sequence */
+    bool one_call = each * j.group <= ATTEND_ROWS;
+    if (each > 1 && !one_call) attend_by_tiles(&j, tid);
+    else if (each == 1 && one_call && pool_size(p) > 1 && one_is_long(s)) attend_by_shares(&j, tid);
+    else attend_by_heads(&j, each, tid);
     if (whole_heads(&j) || !takes_act(&l->o)) return;
     pool_barrier(p, tid);
     for (int t; (t = claim(s, tid, s->n)) >= 0;) {

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <iterator>
+#include <list>
 
 #include "bind.h"
 #include "importance.h"
 #include "larger.h"
 #include "probe.h"
+#include "snapshot.h"
+#include "together.h"
 
 namespace {
 
@@ -110,6 +113,18 @@ class Turn {
 
 using Routes = nb::ndarray<const int32_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
+struct Snapshot {
+    qwen3_snapshot *snapshot;
+    explicit Snapshot(qwen3_snapshot *x) : snapshot(x) {}
+    Snapshot(const Snapshot &) = delete;
+    ~Snapshot() { qwen3_snapshot_free(snapshot); }
+
+    std::vector<int32_t> ids() const {
+        const int32_t *ids = qwen3_snapshot_ids(snapshot);
+        return std::vector<int32_t>(ids, ids + qwen3_snapshot_len(snapshot));
+    }
+};
+
 struct Session {
     qwen3_session *session;
     size_t n_vocab, n_layers, n_used;
@@ -198,6 +213,38 @@ struct Session {
         }
         if (status != QWEN3_OK) raise(err);
     }
+    Snapshot *snapshot(size_t start) const {
+        Turn turn(busy);
+        qwen3_error err;
+        qwen3_snapshot *x;
+        {
+            nb::gil_scoped_release release;
+            x = qwen3_session_snapshot(session, start, &err);
+        }
+        if (!x) raise(err);
+        return new Snapshot(x);
+    }
+    void restore(const Snapshot &x) {
+        Turn turn(busy);
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = qwen3_session_restore(session, x.snapshot, &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+    }
+    template <auto move> void file(const nb::bytes &path) {
+        Turn turn(busy);
+        string name = path_of(path);
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = move(session, name.c_str(), &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+    }
     nb::ndarray<nb::numpy, float, nb::ndim<1>> logits() const {
         Turn turn(busy);
         const float *logits = qwen3_session_logits(session);
@@ -227,6 +274,25 @@ struct Session {
     }
 };
 
+void extend_together(const std::vector<Session *> &sessions, const std::vector<int32_t> &tokens) {
+    if (sessions.size() != tokens.size()) throw nb::value_error("a token for each session");
+    std::list<Turn> turns;
+    std::vector<qwen3_session *> native;
+    for (auto at = sessions.begin(); at != sessions.end(); ++at) {
+        if (!*at) throw nb::type_error("None is no session");
+        bool first = std::find(sessions.begin(), at, *at) == at; // the engine refuses another
+        if (first) turns.emplace_back((*at)->busy);
+        native.push_back((*at)->session);
+    }
+    qwen3_error err;
+    qwen3_status status;
+    {
+        nb::gil_scoped_release release;
+        status = qwen3_extend_together(native.data(), tokens.data(), native.size(), &err);
+    }
+    if (status != QWEN3_OK) raise(err);
+}
+
 struct Probe {
     qwen3_probe *probe;
     Probe(const Model &m, size_t bytes) {
@@ -249,6 +315,12 @@ struct Probe {
 } // namespace
 
 void bind_models(nb::module_ &m) {
+    nb::class_<Snapshot>(m, "Snapshot")
+        .def_prop_ro("start", [](const Snapshot &x) { return qwen3_snapshot_start(x.snapshot); })
+        .def_prop_ro("n_bytes", [](const Snapshot &x) { return qwen3_snapshot_bytes(x.snapshot); })
+        .def("__len__", [](const Snapshot &x) { return qwen3_snapshot_len(x.snapshot); })
+        .def("ids", &Snapshot::ids);
+
     nb::class_<Session>(m, "Session")
         .def_prop_ro("n_ctx", [](const Session &s) { return qwen3_session_n_ctx(s.session); })
         .def_prop_ro("kv_bytes", [](const Session &x) { return qwen3_session_kv_bytes(x.session); })
@@ -260,11 +332,18 @@ void bind_models(nb::module_ &m) {
         .def("observe", &Session::observe, "importance"_a.none(), nb::keep_alive<1, 2>())
         .def("extend_logits", &Session::extend_logits, "ids"_a)
         .def("fill", &Session::fill, "n"_a)
+        .def("snapshot", &Session::snapshot, "start"_a)
+        .def("restore", &Session::restore, "snapshot"_a)
+        .def("save", &Session::file<qwen3_session_save>, "path"_a)
+        .def("load", &Session::file<qwen3_session_load>, "path"_a)
         .def("logits", &Session::logits)
         .def("sample", &Session::sample, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
              "presence_penalty"_a, "repetition_penalty"_a, "seed"_a, "generated_from"_a,
              "matcher"_a.none() = nb::none())
         .def("cancel", [](Session &s) { qwen3_session_cancel(s.session); });
+
+    m.def("extend_together", &extend_together, "sessions"_a, "tokens"_a);
+    m.attr("TOGETHER") = (int)QWEN3_TOGETHER;
 
     nb::class_<Model>(m, "Model")
         .def(nb::init<const nb::bytes &, int, uint64_t>(), "path"_a, "threads"_a = 0,

@@ -22,7 +22,7 @@ static void embed(const step *s, int tid) {
         weight_type_of(w->type)->decode(w->data + (size_t)s->ids[t] * w->row_bytes,
                                         ws->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
         for (int i = 0; i < half; i++) {
-            float angle = (float)(s->pos + t) * m->rope_freq[i];
+            float angle = (float)position_of(s, t) * m->rope_freq[i];
             ws->cos[t * half + i] = cosf(angle) * m->rope_scale;
             ws->sin[t * half + i] = sinf(angle) * m->rope_scale;
         }
@@ -68,7 +68,7 @@ static void leave_last_token(step *s, const layer *l, int index, int tid) {
         memmove(ws->x, ws->x + last * n_embd, n_embd * sizeof(float));
         memmove(ws->cos, ws->cos + last * half, half * sizeof(float));
         memmove(ws->sin, ws->sin + last * half, half * sizeof(float));
-        s->pos += s->n - 1;
+        s->sequences[0].pos += s->n - 1;
         s->n = 1;
     }
     pool_barrier(p, tid);
@@ -82,13 +82,20 @@ static void observe(const step *s, int index, importance_site at, const vectors 
     if (im) importance_add(im, index, at, x->f, route->last, route->start, token, tid);
 }
 
+/* Whether a sequence was cancelled since the last time. */
+static bool take_cancels(const step *s) {
+    bool any = false;
+    for (int i = 0; i < s->n_sequences; i++) any |= atomic_exchange(s->sequences[i].cancel, false);
+    return any;
+}
+
 /* Thread 0 decides for all whether to go on: with a store when nobody is in it any more. */
 static void look_for_end(step *s, int tid) {
     expert_store *experts = s->work->model->offload.experts;
     if (experts) pool_barrier(s->work->model->pool, tid);
     if (tid != 0) return;
     if (experts) s->status = experts_status(experts, s->err);
-    if (atomic_exchange(s->cancel, false)) s->status = QWEN3_ERR_CANCELLED;
+    if (take_cancels(s)) s->status = QWEN3_ERR_CANCELLED;
 }
 
 /* ---- feed-forward ------------------------------------------------------------------ */
@@ -167,7 +174,7 @@ static void feed_forward_from_store(step *s, const layer *l, const vectors *x,
         group.first = list[i][0];
         group.last = list[i][n - 1] + 1;
         n_next = next_experts(chosen, &at, most - n < size ? most - n : size, list[i ^ 1]);
-        if (tid == 0 && !(s->cut = atomic_load(s->cancel)))
+        if (tid == 0 && !(s->cut = cancelled(s)))
             experts_want(experts, group.layer, list[i], n, list[i ^ 1], n_next, s->n > FEW_TOKENS);
         pool_barrier(m->pool, tid);
         if (s->cut) return;
@@ -220,14 +227,15 @@ static void forward(void *arg, int tid, int n_threads) {
     if (s->status != QWEN3_OK || s->n_logits == 0) return;
     vectors x = norm(s, m->output_norm, takes_act(&m->output), tid);
     x = vectors_from(x, s->n - s->n_logits);
-    multiply(s, &x, s->n_logits, &(product){&m->output, s->logits}, 1, tid);
+    if (s->n_sequences > 1) multiply_to_logits(s, &x, &m->output, tid);
+    else multiply(s, &x, s->n_logits, &(product){&m->output, s->sequences[0].logits}, 1, tid);
 }
 
-qwen3_status graph_forward(workspace *ws, kv_cache *kv, const int32_t *ids, int n, int pos,
-                           int n_logits, float *logits, atomic_bool *cancel, qwen3_error *err) {
-    step s = {ws, kv, ids, n, pos, n_logits, logits, cancel, err, QWEN3_OK, false};
+qwen3_status graph_forward(workspace *ws, sequence *sequences, int n_sequences, const int32_t *ids,
+                           int n, int n_logits, qwen3_error *err) {
+    step s = {ws, sequences, n_sequences, ids, n, n_logits, err, QWEN3_OK, false};
     pool_run(ws->model->pool, forward, &s);
-    if (s.status == QWEN3_OK && atomic_exchange(cancel, false)) /* something may be left out */
+    if (s.status == QWEN3_OK && take_cancels(&s)) /* something may be left out */
         s.status = QWEN3_ERR_CANCELLED;
     return s.status;
 }

@@ -4,11 +4,12 @@
 
 #include "step.h"
 
-/* Computes n <= batch tokens at positions pos ..., whose predecessors are in the
- * cache, and appends their keys and values. logits receives float[n_logits][n_vocab]
- * of the last n_logits tokens, 0 to n. QWEN3_ERR_CANCELLED when cancel was seen, without a text;
- * an expert that could not be read is an error, too. */
-qwen3_status graph_forward(workspace *, kv_cache *, const int32_t *ids, int n, int pos,
-                           int n_logits, float *logits, atomic_bool *cancel, qwen3_error *err);
+/* Computes n <= batch tokens whose predecessors are in the cache, and appends their keys and
+ * values: of one sequence those from its position on, and its logits receive those of the last
+ * n_logits tokens, 0 to n; of n sequences one token each, n_logits being n. The positions may have
+ * changed behind it. QWEN3_ERR_CANCELLED when a cancel was seen, without a text; an expert that
+ * could not be read is an error, too. */
+qwen3_status graph_forward(workspace *, sequence *, int n_sequences, const int32_t *ids, int n,
+                           int n_logits, qwen3_error *err);
 
 #endif

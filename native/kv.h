@@ -25,6 +25,15 @@ static inline uint8_t *kv_values(const kv_cache *kv, int layer, int head) {
     return kv_keys(kv, layer, head) + kv->stream;
 }
 
+/* The streams one after the other: keys and values of head after head, layer after layer. */
+static inline size_t kv_n_streams(const kv_cache *kv) {
+    return 2 * (size_t)kv->n_layers * (size_t)kv->n_kv_heads;
+}
+
+static inline uint8_t *kv_stream(const kv_cache *kv, size_t index) {
+    return kv->data + kv->stream * index;
+}
+
 /* Floats of the scratch of kv_store, a multiple of 16: a vector in any of the types. */
 static inline size_t kv_scratch(int head_dim) {
     size_t act = (act_bytes(head_dim) + 63) / 64 * 16, width = (size_t)kv_width(head_dim);

@@ -75,7 +75,7 @@ static void group_by_expert(const qwen3_config *c, int n, const int32_t *experts
 /* What a list of routes has for a token of the step: see qwen3_session_force_routes. */
 static const int32_t *forced(const step *s, const int32_t *routes, const layer *l, int token) {
     const workspace *ws = s->work;
-    size_t at = (size_t)(s->pos + token) % ws->n_routes * (size_t)ws->model->config.n_layers;
+    size_t at = (size_t)position_of(s, token) % ws->n_routes * (size_t)ws->model->config.n_layers;
     size_t used = (size_t)ws->model->config.n_experts_used;
     return routes + (at + (size_t)(l - ws->model->layers)) * used;
 }

@@ -86,6 +86,10 @@ class Session:
         self, routes: NDArray[np.int32], guesses: NDArray[np.int32] | None = None
     ) -> None:
         """[tokens, layers, experts used]: the token at position p takes routes[p % tokens]."""
+    def snapshot(self, start: int) -> Snapshot: ...
+    def restore(self, snapshot: Snapshot) -> None: ...
+    def save(self, path: bytes) -> None: ...
+    def load(self, path: bytes) -> None: ...
     def logits(self) -> NDArray[np.float32]: ...
     def sample(
         self,
@@ -100,6 +104,20 @@ class Session:
         matcher: Matcher | None = None,
     ) -> int: ...
     def cancel(self) -> None: ...
+
+class Snapshot:
+    """To be dropped before the model."""
+
+    start: int
+    n_bytes: int
+    def __len__(self) -> int:
+        """Tokens, those before start included."""
+    def ids(self) -> list[int]: ...
+
+TOGETHER: int
+
+def extend_together(sessions: Sequence[Session], tokens: Sequence[int]) -> None:
+    """A token for each of at most TOGETHER sessions; releases the GIL."""
 
 class Importance:
     def __init__(self, model: Model) -> None: ...

@@ -7,15 +7,17 @@
 
 #include "error.h"
 #include "graph.h"
+#include "together.h"
 
 /* Tokens of one pass: bounds the working memory of prefill. An expert sees few of them, so a
- * pass of MoE takes more. */
-enum { MAX_BATCH = 512, MAX_BATCH_MOE = 2048 };
+ * pass of MoE takes more. In the memory of any session some can decode together. */
+enum { MIN_BATCH = QWEN3_TOGETHER, MAX_BATCH = 512, MAX_BATCH_MOE = 2048 };
 
 qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv,
                                  qwen3_error *err) {
     size_t n_vocab = (size_t)m->config.n_vocab;
-    int32_t batch = m->config.n_experts ? MAX_BATCH_MOE : MAX_BATCH;
+    int32_t most = m->config.n_experts ? MAX_BATCH_MOE : MAX_BATCH;
+    int32_t batch = n_ctx > most ? most : n_ctx < MIN_BATCH ? MIN_BATCH : n_ctx;
     if (n_ctx < 1 || n_ctx > 1 << 24) {
         fail(err, QWEN3_ERR_ARG, "a context of %d tokens: use 1 to %d", n_ctx, 1 << 24);
         return NULL;
@@ -37,7 +39,7 @@ qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv
         status = fail(err, QWEN3_ERR_MEMORY, "out of memory for a session of %d tokens", n_ctx);
     if (status == QWEN3_OK) status = kv_init(&s->kv, &m->config, n_ctx, kv, err);
     if (status == QWEN3_OK)
-        status = workspace_init(&s->work, m, n_ctx, n_ctx < batch ? n_ctx : batch, err);
+        status = workspace_init(&s->work, m, n_ctx, batch, err);
     if (status != QWEN3_OK) {
         qwen3_session_free(s);
         return NULL;
@@ -56,14 +58,23 @@ void qwen3_session_free(qwen3_session *s) {
     free(s);
 }
 
+sequence session_sequence(qwen3_session *s, float *logits) {
+    return (sequence){&s->kv, (int)s->n, logits, s->work.parts, &s->cancel};
+}
+
+qwen3_status session_check_owner(const qwen3_session *s, qwen3_error *err) {
+    if (getpid() == s->model->owner) return QWEN3_OK;
+    return fail(err, QWEN3_ERR_ARG,
+                "this process was forked after the model was opened: open it again here");
+}
+
 /* Computes ids[keep..n) behind the keep tokens that stay. prompt: exactly, whatever the model's
  * approximation. all: NULL, or where the logits of every one of them go. */
 static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, size_t n,
                             bool prompt, float *all, qwen3_error *err) {
     size_t n_vocab = (size_t)s->model->config.n_vocab;
-    if (getpid() != s->model->owner)
-        return fail(err, QWEN3_ERR_ARG,
-                    "this process was forked after the model was opened: open it again here");
+    qwen3_status status = session_check_owner(s, err);
+    if (status != QWEN3_OK) return status;
     s->n = keep;
     s->has_logits = false;
     s->work.approximates = s->model->approximates && !prompt;
@@ -71,9 +82,9 @@ static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, s
         size_t count = n - s->n < (size_t)s->work.batch ? n - s->n : (size_t)s->work.batch;
         bool last = s->n + count == n;
         memmove(s->ids + s->n, ids + s->n, count * sizeof *ids); /* ids may be the session's own */
-        float *to = all ? all + (s->n - keep) * n_vocab : s->logits;
-        qwen3_status status = graph_forward(&s->work, &s->kv, s->ids + s->n, (int)count, (int)s->n,
-                                            all ? (int)count : last, to, &s->cancel, err);
+        sequence to = session_sequence(s, all ? all + (s->n - keep) * n_vocab : s->logits);
+        status = graph_forward(&s->work, &to, 1, s->ids + s->n, (int)count,
+                               all ? (int)count : last, err);
         if (status == QWEN3_ERR_CANCELLED)
             fail(err, status, "cancelled after %zu of %zu tokens", s->n, n);
         if (status != QWEN3_OK) return status;
@@ -84,9 +95,8 @@ static qwen3_status compute(qwen3_session *s, const int32_t *ids, size_t keep, s
     return QWEN3_OK;
 }
 
-/* Checks that total tokens fit and that ids[0..n) are in the vocabulary. */
-static qwen3_status check(const qwen3_session *s, const int32_t *ids, size_t n, size_t total,
-                          qwen3_error *err) {
+qwen3_status session_check(const qwen3_session *s, const int32_t *ids, size_t n, size_t total,
+                           qwen3_error *err) {
     if (total > s->n_ctx)
         return fail(err, QWEN3_ERR_CONTEXT,
                     "%zu tokens do not fit the context of %zu: %zu too many", total, s->n_ctx,
@@ -99,7 +109,7 @@ static qwen3_status check(const qwen3_session *s, const int32_t *ids, size_t n, 
 }
 
 int64_t qwen3_sync(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *err) {
-    if (check(s, ids, n, n, err) != QWEN3_OK) return -1;
+    if (session_check(s, ids, n, n, err) != QWEN3_OK) return -1;
     size_t keep = 0;
     while (keep < n && keep < s->n && ids[keep] == s->ids[keep]) keep++;
     bool unchanged = keep == n && n == s->n && s->has_logits;
@@ -112,8 +122,8 @@ int64_t qwen3_sync(qwen3_session *s, const int32_t *ids, size_t n, qwen3_error *
 qwen3_status qwen3_extend_logits(qwen3_session *s, const int32_t *ids, size_t n, float *logits,
                                  qwen3_error *err) {
     if (n == 0) return fail(err, QWEN3_ERR_ARG, "there are no tokens to append");
-    if (n > s->n_ctx) return check(s, NULL, 0, n, err);
-    qwen3_status status = check(s, ids, n, s->n + n, err);
+    if (n > s->n_ctx) return session_check(s, NULL, 0, n, err);
+    qwen3_status status = session_check(s, ids, n, s->n + n, err);
     if (status != QWEN3_OK) return status;
     memcpy(s->ids + s->n, ids, n * sizeof *ids);
     return compute(s, s->ids, s->n, s->n + n, n > 1, logits, err);

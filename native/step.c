@@ -2,12 +2,19 @@
 #include "step.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
 
+bool cancelled(const step *s) {
+    for (int i = 0; i < s->n_sequences; i++)
+        if (atomic_load_explicit(s->sequences[i].cancel, memory_order_relaxed)) return true;
+    return false;
+}
+
 /* What enters the matrices is counted up to the last layer that was computed: it must be right. */
 int claim(const step *s, int tid, int n_tasks) {
-    if (atomic_load_explicit(s->cancel, memory_order_relaxed) && !s->work->importance) return -1;
+    if (cancelled(s) && !s->work->importance) return -1;
     return pool_claim(s->work->model->pool, tid, n_tasks);
 }
 
@@ -99,11 +106,26 @@ void multiply(const step *s, const vectors *x, int n, const product *products, i
         }
 }
 
+void multiply_to_logits(const step *s, const vectors *x, const weight *w, int tid) {
+    float *y = s->work->scratch + (size_t)tid * SCRATCH;
+    int height = stripe_height(s, matrix_bytes(w), w->row_bytes, s->n);
+    int n_tasks = n_stripes(w, height);
+    for (int task; (task = claim(s, tid, n_tasks)) >= 0;) {
+        stripe at = stripe_of(s, w, height, task, 0, n_tasks, tid);
+        size_t rows = (size_t)(at.rows.last - at.rows.first);
+        multiply_rows(s, w, at, x, NULL, s->n, y, rows);
+        for (int i = 0; i < s->n; i++)
+            memcpy(s->sequences[i].logits + at.rows.first, y + (size_t)i * rows, rows * sizeof *y);
+    }
+}
+
 static weight expert(const step *s, const weight *all, const routing *route, expert_part part,
                      int e) {
     weight w = *all;
     if (route->layer < 0) w.data += (size_t)e * matrix_bytes(all);
-    else w.data = experts_matrix(s->work->model->offload.experts, route->layer, e, part, s->cancel);
+    else
+        w.data = experts_matrix(s->work->model->offload.experts, route->layer, e, part,
+                                s->sequences[0].cancel); /* another's ends the wait of a read later */
     return w;
 }
 

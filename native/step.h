@@ -76,19 +76,39 @@ static inline size_t attention_scratch(const qwen3_config *c) {
 qwen3_status workspace_init(workspace *, qwen3_model *, int n_ctx, int batch, qwen3_error *err);
 void workspace_free(workspace *);
 
-/* What all threads know of the step they are in. */
+/* Where tokens of a step belong. */
+typedef struct {
+    kv_cache *kv;
+    int pos;       /* of its first token in the step: those before it are in the cache */
+    float *logits; /* [n_logits][n_vocab] */
+    float *parts;  /* of its workspace */
+    atomic_bool *cancel;
+} sequence;
+
+/* What all threads know of the step they are in: n tokens that follow each other in the one
+ * sequence, or one token of each of n. */
 typedef struct {
     workspace *work;
-    kv_cache *kv;
-    const int32_t *ids; /* [n] at positions pos ... */
-    int n, pos;
-    int n_logits;       /* of the last tokens: 0 to n */
-    float *logits;      /* [n_logits][n_vocab] */
-    atomic_bool *cancel;
+    sequence *sequences;
+    int n_sequences;
+    const int32_t *ids; /* [n] */
+    int n;
+    int n_logits;       /* of the last tokens: 0 to n; of several sequences n */
     qwen3_error *err;
     qwen3_status status; /* not QWEN3_OK: stop; written by thread 0 before a barrier */
     bool cut;            /* likewise: no more experts of this layer, the step is cancelled */
 } step;
+
+static inline const sequence *sequence_of(const step *s, int token) {
+    return &s->sequences[s->n_sequences > 1 ? token : 0];
+}
+
+static inline int position_of(const step *s, int token) {
+    return s->n_sequences > 1 ? s->sequences[token].pos : s->sequences[0].pos + token;
+}
+
+/* Whether a sequence was cancelled, which ends the step for all of them. */
+bool cancelled(const step *);
 
 /* Which tokens each of the experts [first, last) works for: those of its entries, in ascending
  * order. A dense matrix is one expert that every token takes. */
@@ -114,6 +134,9 @@ typedef struct {
 } product;
 void multiply(const step *, const vectors *x, int n, const product *products, int n_products,
               int tid);
+
+/* y = W x of every sequence's token, into its logits. */
+void multiply_to_logits(const step *, const vectors *x, const weight *, int tid);
 
 /* hidden = silu(gate x) * (up x) of every entry, in the form that down takes. */
 void gate_and_up(const step *, const layer *, const vectors *x, const routing *, int tid);

@@ -13,7 +13,11 @@ import typer
 
 from quant.errors import QuantError
 from qwen3cli import __version__
+from qwen3cli.cli_chat import chat
 from qwen3cli.cli_config import settings
+from qwen3cli.cli_eval import evaluation
+from qwen3cli.cli_run import run
+from qwen3cli.cli_session import sessions
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
     Added,
@@ -23,15 +27,16 @@ from qwen3cli.options import (
     KvType,
     ModelArgument,
     ModelName,
-    Options,
     PreferCached,
     QuantizerThreads,
+    Ram,
     Reading,
     Threads,
     complete_models,
     shared,
 )
-from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
+from qwen3cli.streams import OutputClosed, reason
+from qwen3cli.terminal import CLOSED_OUTPUT, Terminal
 
 # Help is plain text and errors are one line: Rich would double the start-up time.
 app = typer.Typer(
@@ -103,28 +108,26 @@ _TYPES = (
 )
 
 
+app.command()(run)
+app.command()(chat)
+
+
 @app.command()
-@shared
-def run(
+def replay(
     context: typer.Context,
-    prompt: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
+    receipt: Annotated[str, typer.Argument(metavar="FILE", help="What `run --receipt` wrote.")],
+    model: ModelName = None,
+    ram: Ram = None,
+    threads: Threads = 0,
     as_json: Json = False,
-    *,
-    options: Options,
 ) -> int:
-    """Answer one question. Text from a pipe follows the prompt, or is the prompt."""
-    from qwen3cli.run import run
+    """Repeat an answer from its receipt, or tell what differs.
 
-    return run(prompt, options, context.obj, as_json=as_json)
+    Exit code 1: another model, or another text.
+    """
+    from qwen3cli.replay import replay
 
-
-@app.command()
-@shared
-def chat(context: typer.Context, *, options: Options) -> int:
-    """Talk over several turns. From a pipe, every line is a turn."""
-    from qwen3cli.chat import chat
-
-    return chat(options, context.obj)
+    return replay(receipt, context.obj, model=model, ram=ram, threads=threads, as_json=as_json)
 
 
 @app.command()
@@ -494,38 +497,7 @@ def imatrix(
     imatrix(reading, out, context.obj, force=force)
 
 
-evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
 app.add_typer(evaluation, name="eval")
-
-
-@evaluation.command()
-@shared
-def kl(
-    context: typer.Context,
-    reference: Annotated[
-        str, typer.Option("--reference", metavar="REF", help="What MODEL is compared with.")
-    ],
-    as_json: Json = False,
-    *,
-    reading: Reading,
-) -> None:
-    """KL divergence of a model from a reference.
-
-    With the perplexities of both, and how often their likeliest token is the same. The two share
-    the memory of --ram in halves.
-    """
-    from qwen3cli.evaluate import evaluate
-
-    evaluate(reading, reference, context.obj, as_json=as_json)
-
-
-@evaluation.command()
-@shared
-def ppl(context: typer.Context, as_json: Json = False, *, reading: Reading) -> None:
-    """Perplexity of a model."""
-    from qwen3cli.evaluate import evaluate
-
-    evaluate(reading, None, context.obj, as_json=as_json)
 
 
 @app.command()
@@ -562,3 +534,4 @@ def tokenize(
 
 
 app.add_typer(settings, name="config")
+app.add_typer(sessions, name="session")

@@ -12,7 +12,8 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from qwen3cli.errors import UsageError
 from qwen3cli.folders import xdg
@@ -20,11 +21,13 @@ from qwen3cli.names import suggestion
 
 Value = bool | int | float | str
 
-KEYS: dict[str, type] = {  # the flags of `run`, but --stop
+Kind = type | UnionType
+KEYS: dict[str, Kind] = {  # the flags of `run`, but --stop
     "model": str,
     "system": str,
     "think": bool,
-    "budget": int,
+    "budget": int | str,
+    "landing": str,
     "max-tokens": int,
     "temp": float,
     "top-k": int,
@@ -33,6 +36,7 @@ KEYS: dict[str, type] = {  # the flags of `run`, but --stop
     "presence-penalty": float,
     "repetition-penalty": float,
     "seed": int,
+    "overflow": str,
     "ctx": int,
     "kv": str,
     "ram": str,
@@ -41,7 +45,10 @@ KEYS: dict[str, type] = {  # the flags of `run`, but --stop
     "threads": int,
     "thoughts": str,
 }
-_KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+_KINDS: dict[Kind, str] = {
+    str: "a text", bool: "true or false", int: "a whole number", float: "a number",
+    int | str: "a whole number or a text",
+}  # fmt: skip
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False, "no": False, "off": False, "0": False,
 }  # fmt: skip
@@ -93,6 +100,8 @@ def check_key(key: str) -> str:
 def parse(key: str, text: str, origin: str) -> Value:
     """The value that a text stands for. Raises UsageError naming its origin."""
     kind = KEYS[key]
+    if isinstance(kind, UnionType):
+        kind = int if re.fullmatch("-?[0-9]{1,99}", text) else str
     try:
         value: Value = _TRUTH[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
@@ -180,10 +189,10 @@ def _toml(text: str) -> dict[str, Any]:
     return table
 
 
-def _is_a(value: object, kind: type) -> bool:
+def _is_a(value: object, kind: Kind) -> bool:
     if kind is float:
         return type(value) in (int, float)
-    return type(value) is kind
+    return type(value) in (get_args(kind) or (kind,))
 
 
 def _line_of(text: str, name: str) -> int:

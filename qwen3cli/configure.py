@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from qwen3cli.config import (
     KEYS,
@@ -17,6 +16,7 @@ from qwen3cli.config import (
     variable,
 )
 from qwen3cli.errors import Qwen3Error, UsageError
+from qwen3cli.folders import replace
 from qwen3cli.options import check_setting
 from qwen3cli.terminal import Terminal
 
@@ -89,7 +89,7 @@ def change(key: str, text: str | None, terminal: Terminal) -> None:
         raise UsageError(f"{key}: {text!r} has bytes that are no UTF-8") from None
     if new != old:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, new)
+        replace(path, new)
     if os.environ.get(variable(key)):
         terminal.note(f"qwen3: {variable(key)} is set, too, and comes first")
     for problem in read(path)[1]:
@@ -108,16 +108,3 @@ def _row(key: str, setting: Setting | None, origin: bool) -> tuple[str, ...]:
 def _text(setting: Setting) -> str:
     value = setting.value
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file that no kill can leave half written."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

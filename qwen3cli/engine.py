@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # importing it takes longer than an answer of the smallest mo
     from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 40960  # the most a session takes when the caller names no size
+TOGETHER: int = qwen3_native.TOGETHER  # the most sessions of a call of extend_together
 
 _ERRORS: dict[str, type[Qwen3Error]] = {
     "arg": UsageError,
@@ -393,6 +394,42 @@ class Session:
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 
+    def snapshot(self, start: int = 0) -> Snapshot:
+        """Copies tokens, logits, and keys and values from position start on into memory, to
+        restore() them. Raises UsageError for a start beyond the end, DoesNotFit."""
+        try:
+            return Snapshot(self.model, self._native.snapshot(start))
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes the session what it was at the snapshot, bit by bit, without computing. Its first
+        snapshot.start tokens must still be those of the snapshot: UsageError otherwise, as for one
+        of another model or type of kv cache; ContextOverflow. The session is unchanged then."""
+        try:
+            self._native.restore(snapshot._native)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes tokens, kv cache and logits to a file, of which only the user may read the
+        conversation in it. A file that was there is replaced when all of it is on the disk, and is
+        as it was after a Qwen3Error."""
+        try:
+            self._native.save(os.fsencode(path))
+        except qwen3_native.NativeError as error:
+            raise _raise(error, os.fspath(path)) from None
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Makes the session what was saved; n_ctx may differ. Raises UsageError for a file of
+        another model or type of kv cache, ContextOverflow, FormatError for a damaged one, and
+        Qwen3Error where it cannot be read. The session is unchanged then, or empty where the damage
+        lay deep in the file: sync() computes what it needs."""
+        try:
+            self._native.load(os.fsencode(path))
+        except qwen3_native.NativeError as error:
+            raise _raise(error, os.fspath(path)) from None
+
     def force_routes(
         self, routes: NDArray[np.int32], guesses: NDArray[np.int32] | None = None
     ) -> None:
@@ -410,6 +447,43 @@ class Session:
         """Makes the running sync or extend, or else the next one, return early (Cancelled);
         any thread may call."""
         self._native.cancel()
+
+
+class Snapshot:
+    """What Session.snapshot() copied; the memory is free when nobody holds it any more."""
+
+    def __init__(self, model: Model, native: qwen3_native.Snapshot) -> None:
+        self.model = model  # kept as long as its snapshots
+        self._native = native
+
+    def __len__(self) -> int:
+        """Tokens of the session, those before start included."""
+        return len(self._native)
+
+    @property
+    def start(self) -> int:
+        """How many tokens a session must share to be restored."""
+        return self._native.start
+
+    @property
+    def ids(self) -> list[int]:
+        return self._native.ids()
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory it takes."""
+        return self._native.n_bytes
+
+
+def extend_together(sessions: Sequence[Session], tokens: Sequence[int]) -> None:
+    """Appends tokens[i] to sessions[i], as each one's extend would, the same bits, but reads the
+    weights once for all of them. They are at most TOGETHER different sessions of one model. All get
+    their token or none does: ContextOverflow names the session by its index, and Cancelled is
+    raised when any of them was cancelled."""
+    try:
+        qwen3_native.extend_together([s._native for s in sessions], tokens)
+    except qwen3_native.NativeError as error:
+        raise _raise(error) from None
 
 
 class Inputs(NamedTuple):

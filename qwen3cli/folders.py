@@ -1,4 +1,4 @@
-"""Where the user's files are: the XDG base directories."""
+"""Where the user's files are, the XDG base directories, and how they are written."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def xdg(variable: str, fallback: str) -> Path:
         except RuntimeError:
             raise OSError(errno.ENOENT, "there is no home directory; set it", "HOME") from None
     return base / "qwen3"
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file that no kill can leave half written."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,38 +1,81 @@
-"""Ctrl-C while the engine computes."""
+"""Signals while the engine computes."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 
 @contextmanager
 def interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Lets Ctrl-C call interrupt at once, perhaps twice. A handler alone would wait until the
-    engine returns; the byte that every signal leaves in a pipe wakes a thread meanwhile."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job
+    """Lets every Ctrl-C call interrupt at once."""
+    with watching({signal.SIGINT: interrupt}):
         yield
-        return
+
+
+@contextmanager
+def watching(actions: Mapping[int, Callable[[], None]]) -> Iterator[None]:
+    """Lets each of these signals call its action, once and at once, in a thread: a handler would
+    wait until the engine returns, but the byte that every signal leaves in a pipe wakes a thread
+    meanwhile. What is ignored, as Ctrl-C is in a background job, stays so; the other signals are
+    left to whoever watches farther out."""
+    watched = {
+        number: action
+        for number, action in actions.items()
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     read, write = os.pipe()
     os.set_blocking(write, False)
+    unread = True  # nobody reads the pipe yet, or any more
+
+    def handle(number: int, _frame: object) -> None:
+        if unread:
+            watched[number]()
 
     def watch() -> None:
         while byte := os.read(read, 1):
-            if byte[0] == signal.SIGINT:
-                interrupt()
+            if action := watched.get(byte[0]):
+                action()
+            elif outer != -1:
+                with suppress(OSError):
+                    os.write(outer, byte)
         os.close(read)
 
+    handlers = {number: signal.signal(number, handle) for number in watched}
+    outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
-    handler = signal.signal(signal.SIGINT, lambda *_: interrupt())
-    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    unread = False
     try:
         yield
     finally:
-        signal.set_wakeup_fd(wakeup)
+        unread = True
+        signal.set_wakeup_fd(outer)
         os.close(write)
         watcher.join()
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class Terminated(SystemExit):
+    """SIGTERM: everything is put back on the way out."""
+
+
+@contextmanager
+def orderly_termination() -> Iterator[None]:
+    """SIGTERM ends what runs inside by an exception, and then the program as it would have."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise Terminated(128 + number)
+
+    handler = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -46,6 +46,18 @@ def _memory(value: str | None) -> str | None:
     return value
 
 
+def _budget(value: str | int | None) -> str | None:
+    if value is None:
+        return None
+    from qwen3cli.budgets import parse_budget
+
+    try:
+        parse_budget(str(value))
+    except UsageError as error:
+        raise typer.BadParameter(f"{error}.") from None
+    return str(value)
+
+
 def _anything(value: Any) -> Any:
     return value
 
@@ -153,7 +165,13 @@ class Options:
     think: Annotated[
         bool | None, _flag("--think/--no-think", "Think before the answer, or not.", None)
     ] = None
-    budget: Annotated[int | None, _count("--budget", "Most tokens of thinking.", 0, _MOST)] = None
+    budget: Annotated[
+        str | None, _flag("--budget", "Most tokens or time of thinking.", "N|30s|none", _budget)
+    ] = None
+    landing: Annotated[
+        str | None,
+        _choice("--landing", "Near the budget where a line ends, or at it.", "soft", "hard"),
+    ] = None
     max_tokens: Annotated[
         int | None, _count("--max-tokens", "Most tokens of the answer.", 1, _MOST)
     ] = None
@@ -181,6 +199,15 @@ class Options:
     stop: Annotated[
         list[str] | None, _option("--stop", "End the answer before TEXT; may be repeated.", "TEXT")
     ] = None
+    overflow: Annotated[
+        str | None,
+        _choice(
+            "--overflow",
+            "More than the context holds is an error, or the oldest turns are dropped.",
+            "error",
+            "drop-oldest",
+        ),
+    ] = None
     ctx: Context = None
     kv: KvType = None
     ram: Ram = None
@@ -188,7 +215,7 @@ class Options:
     drop_misses: DropMisses = 0.0
     threads: Threads = 0
     thoughts: Annotated[
-        str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")
+        str | None, _flag("--thoughts", "Where the thoughts go.", "show|dim|fold|hide|FILE")
     ] = None
 
 

@@ -186,6 +186,11 @@ def _render_marked(
 
 @cache
 def _template(generation: Generation) -> jinja2.Template:
+    return _environment().get_template(f"{generation.value}.jinja")
+
+
+@cache
+def _environment() -> jinja2.Environment:
     from jinja2 import FileSystemLoader
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -195,4 +200,18 @@ def _template(generation: Generation) -> jinja2.Template:
         loader=FileSystemLoader(folders), trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    return environment.get_template(f"{generation.value}.jinja")
+    return environment
+
+
+def template_text(generation: Generation) -> str:
+    """What the prompts of a generation are written by: its template, with those it includes."""
+    from jinja2.meta import find_referenced_templates
+
+    environment = _environment()
+    assert environment.loader
+    texts, names = "", [f"{generation.value}.jinja"]
+    for name in names:
+        text, _, _ = environment.loader.get_source(environment, name)
+        texts += text
+        names += filter(None, find_referenced_templates(environment.parse(text)))
+    return texts

@@ -1,32 +1,91 @@
-"""One question, one answer; and the reply that `run` and `chat` stream alike."""
+"""One question and its answer, or several; and the reply that `run` and `chat` show alike."""
 
 from __future__ import annotations
 
-import sys
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwen3cli import obtain
-from qwen3cli.engine import Model
-from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, UsageError
+from qwen3cli import obtain, receipts
+from qwen3cli.budgets import parse_budget
+from qwen3cli.engine import Model, Session
+from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error
 from qwen3cli.interrupt import interruptible
 from qwen3cli.options import Options
+from qwen3cli.pieces import gather, joined, overflow
 from qwen3cli.placement import Placement, place
+from qwen3cli.printer import Form, Printer
 from qwen3cli.prompt import Generation
-from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
+from qwen3cli.session import Answer, Conversation, Events, Reply, Settings, Thought
+from qwen3cli.statistics import described, statistics
 from qwen3cli.terminal import Terminal
 
 
-def run(prompt: str | None, options: Options, terminal: Terminal, *, as_json: bool) -> int:
-    """Answers the prompt, or the text from a pipe, or both; returns the exit code."""
-    text = _question(prompt)
-    terminal.route_thoughts(options.thoughts, default=not as_json)
+@dataclass(frozen=True)
+class Order:
+    """What is asked of a run, beside the options that it shares with a chat."""
+
+    prompt: str | None
+    files: Sequence[str]  # - for stdin
+    form: Form
+    samples: int = 1
+    receipt: str | None = None  # a file
+
+
+def run(order: Order, options: Options, terminal: Terminal) -> int:
+    """Answers the prompt, files and text from a pipe; returns the exit code."""
+    pieces = gather(order.prompt, order.files, terminal.note)
+    terminal.route_thoughts(options.thoughts, default=not order.form.is_json)
+    if order.receipt is not None:
+        receipts.check_name(order.receipt)
     conversation = open_conversation(options, terminal)
-    reply = stream(conversation, text, settings_of(options), terminal, silent=as_json)
-    if as_json:
-        terminal.json(_json(conversation.session.model, reply))
-    elif terminal.interactive:
-        terminal.note(statistics(reply, conversation.session.model), dim=True)
-    return exit_code(reply)
+    settings = settings_of(options)
+    replies, codes = [], []
+    try:
+        for reply, code in _samples(conversation, joined(pieces), settings, order, terminal):
+            codes.append(code)
+            if code != INTERRUPTED:
+                replies.append(reply)
+    except ContextOverflow as error:
+        encode = conversation.session.model.tokenizer.encode
+        raise overflow(error, pieces, lambda text: len(encode(text))) from None
+    if order.receipt is not None and replies:
+        receipt = receipts.of(conversation, options, settings, replies, terminal)
+        receipts.write(receipt, order.receipt)
+    return max(codes)
+
+
+def _samples(
+    conversation: Conversation, text: str, settings: Settings, order: Order, terminal: Terminal
+) -> Iterator[tuple[Reply, int]]:
+    """The replies and their exit codes, one after the other, with the seeds that follow the
+    first; an interrupted one is the last. The prompt is computed once."""
+    session, form = conversation.session, order.form
+    first = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
+    printer = Printer(form, terminal)
+    for number in range(order.samples):
+        seed = (first + number) % 2**64
+        settings = replace(settings, seed=seed)
+        printer.begin(str(session.model.path), seed)
+        if number == 0:
+            events = conversation.reply(text, settings)
+        else:
+            events = conversation.regenerate(settings)
+        reply = show(conversation, events, terminal, printer.part)
+        there = printer.end(reply, described(reply, settings, session.model))
+        code = exit_code(reply)
+        if not there and code != INTERRUPTED:
+            code = code or Qwen3Error.exit_code
+            terminal.note("qwen3: the answer has no fenced block of code; without -x it is shown")
+        if not form.is_json:
+            tell(reply, settings, session, terminal)
+            if terminal.interactive:
+                terminal.note(statistics(reply, session), dim=True)
+        yield reply, code
+        if code == INTERRUPTED:
+            break
+    printer.finish()
 
 
 def exit_code(reply: Reply) -> int:
@@ -36,18 +95,22 @@ def exit_code(reply: Reply) -> int:
 def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
+    conversation = Conversation(open_session(options, terminal), system=options.system)
+    if why := objection(conversation, settings_of(options)):
+        terminal.note(f"qwen3: {why}")
+    terminal.empty_thoughts()
+    return conversation
+
+
+def open_session(options: Options, terminal: Terminal) -> Session:
+    """A session of the model that the options choose."""
     path = obtain.choose(options.model, terminal)
     placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
     if note := _expected(placement, path, options):
         terminal.note(note)
     model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
     model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
-    session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
-    conversation = Conversation(session, system=options.system)
-    if why := objection(conversation, settings_of(options)):
-        terminal.note(f"qwen3: {why}")
-    terminal.empty_thoughts()
-    return conversation
+    return model.session(n_ctx=placement.n_ctx, kv=options.kv)
 
 
 def _expected(placement: Placement, path: Path, options: Options) -> str | None:
@@ -78,11 +141,15 @@ def objection(conversation: Conversation, settings: Settings) -> str | None:
 
 
 def settings_of(options: Options) -> Settings:
+    tokens, seconds = parse_budget(options.budget or "none")
     return Settings(
         think=options.think,
-        budget=options.budget,
+        budget=tokens,
+        seconds=seconds,
+        landing="hard" if options.landing == "hard" else "soft",
         max_tokens=options.max_tokens,
         stop=tuple(options.stop or ()),
+        overflow="drop-oldest" if options.overflow == "drop-oldest" else "error",
         seed=options.seed,
         temperature=options.temp,
         top_k=options.top_k,
@@ -94,109 +161,58 @@ def settings_of(options: Options) -> Settings:
 
 
 def stream(
-    conversation: Conversation,
-    text: str,
-    settings: Settings,
-    terminal: Terminal,
-    *,
-    silent: bool = False,
+    conversation: Conversation, events: Events, settings: Settings, terminal: Terminal
 ) -> Reply:
-    """Answers text on the terminal as the answer comes; silent: without the answer.
-    Ctrl-C ends the reply with what there is of it."""
-    events = conversation.reply(text, settings)  # before Ctrl-C is taken: it is for this reply
-    with interruptible(conversation.interrupt):
+    """Shows a reply on the terminal as it comes, and what there is to tell about it."""
+
+    def show_answer(part: Thought | Answer) -> None:
+        if isinstance(part, Answer):
+            terminal.answer(part.text)
+
+    reply = show(conversation, events, terminal, show_answer)
+    if reply.answer or reply.answer_stop != "user":
+        terminal.end_answer()
+    tell(reply, settings, conversation.session, terminal)
+    return reply
+
+
+def show(
+    conversation: Conversation,
+    events: Events,
+    terminal: Terminal,
+    part: Callable[[Thought | Answer], None],
+) -> Reply:
+    """Shows the thoughts of a reply as they come, and hands every event to part. events: asked
+    for before, so that Ctrl-C is for this reply and ends it with what there is of it. Where
+    somebody watches, the first one among the thoughts ends these alone, and the answer follows."""
+    thinking = landed = False
+
+    def interrupt() -> None:
+        nonlocal landed
+        if thinking and not landed and terminal.interactive:
+            landed = True
+            conversation.answer_now()
+        else:
+            conversation.interrupt()
+
+    with interruptible(interrupt):
         for event in events:
-            if isinstance(event, Thought):
+            if isinstance(event, Reply):
+                break
+            if thinking := isinstance(event, Thought):
                 terminal.thought(event.text)
-            elif isinstance(event, Answer) and not silent:
-                terminal.answer(event.text)
+            part(event)
     assert isinstance(event, Reply)
-    if event.answer_stop == "user":
+    if landed or event.answer_stop == "user":
         terminal.interrupted()
     terminal.end_thoughts()
-    if not silent and (event.answer or event.answer_stop != "user"):
-        terminal.end_answer()
-    if event.answer_stop == "limit" and not silent and not terminal.interactive:
-        at_limit = event.answer_tokens == settings.max_tokens
-        end = "--max-tokens" if at_limit else "the end of the context, --ctx"
-        size = settings.max_tokens if at_limit else conversation.session.n_ctx
-        terminal.note(f"qwen3: the answer was cut at {end} {size}")
     return event
 
 
-def statistics(reply: Reply, model: Model) -> str:
-    """One line: what the reply took, why its parts ended, and what became of the experts, all in
-    all, if not all of them are in memory."""
-    thinking = "thinking off"
-    if reply.thinking_stop != "off":
-        budget = "" if reply.budget is None else f"/{reply.budget}"
-        thinking = f"thinking {reply.thinking_tokens}{budget} tokens ({reply.thinking_stop})"
-    answer = f"answer {reply.answer_tokens} tokens ({reply.answer_stop})"
-    speed = f"{reply.decode_tok_s:.{0 if reply.decode_tok_s >= 10 else 2}f} tok/s"
-    line = f"{thinking}, {answer}, {speed}, seed {reply.seed}"
-    if (experts := model.expert_stats).budget_bytes:
-        line += f", {experts.hit_rate:.1%} of experts in memory, {experts.bytes_read / 1e9:.2f} GB "
-        line += f"read, {experts.stall_s:.1f} s waited"
-    return line
-
-
-def experts(model: Model) -> str | None:
-    """What became of the experts of a model that are not all in memory, place by place."""
-    stats = model.expert_stats
-    if not stats.budget_bytes:
-        return None
-    return (
-        f"experts: {stats.used_bytes / 1e9:.2f} of {stats.budget_bytes / 1e9:.2f} GB of memory in "
-        f"use; {stats.hits:,} were in memory, {stats.misses:,} came from the file, "
-        f"{stats.right_guesses:,} of them ahead by {stats.guesses:,} guesses "
-        f"({stats.bytes_read / 1e9:.2f} GB read, {stats.stall_s:.1f} s waited)"
-    )
-
-
-def _question(prompt: str | None) -> str:
-    """The prompt, a blank line, and the text from a pipe, as far as there are both."""
-    piped = ""
-    if sys.stdin is not None and not sys.stdin.isatty():
-        piped = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
-    text = "\n\n".join(part for part in (prompt, piped) if part)
-    if not text.strip():
-        raise UsageError("there is no prompt: give one as an argument or through a pipe")
-    return text
-
-
-def _json(model: Model, reply: Reply) -> dict[str, object]:
-    return {
-        "model": str(model.path),
-        "prompt_tokens": reply.prompt_tokens,
-        "thoughts": reply.thoughts,
-        "answer": reply.answer,
-        "thinking_tokens": reply.thinking_tokens,
-        "budget": reply.budget,
-        "thinking_stop": reply.thinking_stop,
-        "inserted_tokens": reply.inserted_tokens,
-        "answer_tokens": reply.answer_tokens,
-        "answer_stop": reply.answer_stop,
-        "seed": reply.seed,
-        "prefill_tok_s": round(reply.prefill_tok_s, 1),
-        "decode_tok_s": round(reply.decode_tok_s, 2),
-    } | _experts(model)
-
-
-def _experts(model: Model) -> dict[str, object]:
-    """Nothing for a model that is in memory as a whole."""
-    stats = model.expert_stats
-    if not stats.budget_bytes:
-        return {}
-    return {
-        "experts": {
-            "budget_bytes": stats.budget_bytes,
-            "hit_rate": round(stats.hit_rate, 4),
-            "bytes_read": stats.bytes_read,
-            "stall_s": round(stats.stall_s, 3),
-            "used_bytes": stats.used_bytes,
-            "hits": stats.hits,
-            "misses": stats.misses,
-            "guesses": stats.guesses,
-            "right_guesses": stats.right_guesses,
-        }
-    }
+def tell(reply: Reply, settings: Settings, session: Session, terminal: Terminal) -> None:
+    """Notes what a reply lacks, where no statistics say it."""
+    if reply.answer_stop == "limit" and not terminal.interactive:
+        at_limit = reply.answer_tokens == settings.max_tokens
+        end = "--max-tokens" if at_limit else "the end of the context, --ctx"
+        size = settings.max_tokens if at_limit else session.n_ctx
+        terminal.note(f"qwen3: the answer was cut at {end} {size}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from time import perf_counter
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from threading import Thread
 
-from qwen3cli.engine import Cancelled, Sampling, Session, TextStream, Tokenizer
-from qwen3cli.errors import ContextOverflow
+from qwen3cli.engine import Session, Snapshot
+from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.prompt import (
     Generation,
     Message,
@@ -19,78 +17,29 @@ from qwen3cli.prompt import (
     is_coder,
     render_prompt,
 )
-from qwen3cli.thinking import (
-    AnswerStop,
-    Part,
-    ThinkingControl,
-    ThinkingStop,
-    ThinkTokens,
-    default_sampling,
-    effective_thinking,
+from qwen3cli.reply import (
+    Answer,
+    Reply,
+    Request,
+    Run,
+    Settings,
+    Thought,
+    Wishes,
+    computed,
+    drive,
 )
+from qwen3cli.thinking import ThinkTokens, effective_thinking
 
+__all__ = ["Answer", "Conversation", "Events", "Reply", "Settings", "Thought"]
 
-@dataclass(frozen=True)
-class Settings:
-    """How a reply is generated. None: as the model and its mode have it."""
-
-    think: bool | None = None  # the hard switch; True leaves it to /think and /no_think
-    budget: int | None = None  # most tokens of thinking
-    max_tokens: int | None = None  # most tokens of the answer
-    stop: Sequence[str] = ()  # the answer ends before any of these texts
-    seed: int | None = None  # None: a random one
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-
-    def sampling(self, thinking: bool, *, coder: bool = False) -> Sampling:
-        chosen = {field.name: getattr(self, field.name) for field in fields(Sampling)}
-        if self.seed is None:
-            chosen["seed"] = int.from_bytes(os.urandom(4), "little")
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return replace(default_sampling(thinking, coder=coder), **given)
-
-
-@dataclass(frozen=True)
-class Thought:
-    """More text of the thoughts."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """More text of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A finished reply, the last of its events."""
-
-    thoughts: str
-    answer: str
-    budget: int | None
-    thinking_tokens: int  # counted in the budget
-    thinking_stop: ThinkingStop
-    inserted_tokens: int  # of the stop text, sampled by nobody
-    answer_tokens: int
-    answer_stop: AnswerStop
-    prompt_tokens: int
-    reused_tokens: int  # of the prompt, not computed again
-    seed: int
-    prefill_tok_s: float  # 0 when nothing was computed
-    decode_tok_s: float
+Events = Iterator[Thought | Answer | Reply]
 
 
 class Conversation:
     """Messages and the engine session that answers them.
 
-    The engine is handed the whole prefix at every turn and finds what it can reuse."""
+    The engine is handed the whole prefix at every turn and finds what it can reuse. A reply that
+    fails, or ends before its answer, leaves the messages as they were."""
 
     def __init__(
         self,
@@ -105,56 +54,137 @@ class Conversation:
         self.system = system
         self.tools = tools
         self.messages: list[Message] = []  # without the system prompt
+        self.dropped = 0  # how many of them, the oldest, are not sent any more
         self.generation: Generation = detect_generation(metadata)
         self.coder: bool = is_coder(metadata)
         self._tokens = ThinkTokens.of(session.model.tokenizer, metadata)
-        self._interrupted = False
+        self._wishes = Wishes()
+        self._last: tuple[Message, Run] | None = None  # the last turn's message
+        self._kept: Snapshot | None = None  # of the last turn's thoughts, for more
+        self._preparing: Thread | None = None
 
-    def reply(
-        self, text: str | None = None, settings: Settings = Settings()
-    ) -> Iterator[Thought | Answer | Reply]:
+    # ---- replies -------------------------------------------------------------------------
+
+    def reply(self, text: str | None = None, settings: Settings = Settings()) -> Events:
         """Answers text, or else the messages as they are. Yields the reply as it comes and a
-        Reply at the end; then the turn is in the messages.
-
-        An interrupted turn is kept if it has some answer. Without one, and after an error, the
-        user's message is taken back, so the conversation goes on from where it was. Raises
-        ContextOverflow."""
-        self._interrupted = False  # now: an interrupt before the first event counts
-        return self._reply(text, settings)
-
-    def _reply(self, text: str | None, settings: Settings) -> Iterator[Thought | Answer | Reply]:
-        before = len(self.messages)
+        Reply at the end; then the turn is in the messages. An interrupted turn is kept if it has
+        some answer. Raises ContextOverflow."""
+        kept = list(self.messages)
         if text is not None:
-            self.messages.append({"role": "user", "content": text})
-        run: _Run | None = None
+            kept.append({"role": "user", "content": text})
+        return self._turn(kept, settings)
+
+    def regenerate(self, settings: Settings = Settings()) -> Events:
+        """Answers the last message of the user anew, in place of what followed it. Raises
+        UsageError without one."""
+        return self._turn(self.messages[: self._last_question() + 1], settings)
+
+    def more(self, tokens: int, settings: Settings = Settings()) -> Events:
+        """Goes on with the thoughts of the last reply, from before they were closed, for at most
+        so many tokens, and answers anew. Raises UsageError when they were not closed early."""
+        if not self._last or not self.messages or self.messages[-1] is not self._last[0]:
+            raise UsageError("there are no thoughts to go on with: there is no reply yet")
+        _, run = self._last
+        if not run.can_go_on:
+            why = "they came to their end" if run.control.thinking_tokens else "there are none"
+            raise UsageError(f"the thoughts cannot go on: {why}")
+        budget = run.control.thinking_tokens + tokens
+        settings = replace(settings, budget=budget, seconds=None, seed=run.seed)
+        return self._turn(self.messages[:-1], settings, goes_on=run)
+
+    def undo(self) -> str | None:
+        """Takes back the last message of the user and what followed; returns its text. None:
+        there is no message."""
+        self.settle()
         try:
-            run = _Run(self, settings)
-            yield from run.events()
+            last = self._last_question()
+        except UsageError:
+            return None
+        text = self.messages[last].get("content") or ""
+        del self.messages[last:]
+        self.dropped = min(self.dropped, len(self.messages))
+        return text
+
+    def clear(self) -> None:
+        """Forgets the messages, not the system prompt."""
+        self.settle()
+        self.messages.clear()
+        self.dropped = 0
+
+    def _last_question(self) -> int:
+        for index in reversed(range(len(self.messages))):
+            if self.messages[index]["role"] == "user":
+                return index
+        raise UsageError("there is no message to answer yet")
+
+    def _turn(self, kept: list[Message], settings: Settings, goes_on: Run | None = None) -> Events:
+        self._wishes = Wishes()  # now: an interrupt before the first event counts
+        return self._generate(kept, settings, self._wishes, goes_on)
+
+    def _generate(
+        self, kept: list[Message], settings: Settings, wishes: Wishes, goes_on: Run | None
+    ) -> Events:
+        follows = len(kept) > len(self.messages)
+        self.settle(finish=follows)
+        before, self.messages = (self.messages, self.dropped), kept
+        run: Run | None = None
+        try:
+            if goes_on:
+                self._recall_thoughts(goes_on)
+            run = self.run(settings, wishes=wishes, goes_on=goes_on)
+            yield from drive(run)
         except (KeyboardInterrupt, GeneratorExit):  # the caller stopped listening
             if run:
                 run.control.interrupt()
             raise
         finally:
             if run and run.complete:
-                self.messages.append(run.message)
+                message = run.message
+                self._last = message, run
+                self._kept = None
+                self.messages = [*kept, message]
             else:
-                del self.messages[before:]
+                self.messages, self.dropped = before
         yield run.reply
+
+    def run(
+        self, settings: Settings, *, wishes: Wishes | None = None, goes_on: Run | None = None
+    ) -> Run:
+        """The generation of an answer to the messages, for a driver of the caller's. Raises
+        ContextOverflow."""
+        if goes_on:
+            prompt: Sequence[int] = goes_on.prompt
+        else:
+            prompt = self._fitting(settings)
+        request = Request(
+            prompt=prompt,
+            thinking=goes_on is not None or self.thinks(settings),
+            prefilled=self.generation is Generation.THINKING,
+            coder=self.coder,
+            dropped=self.dropped,
+        )
+        wishes = Wishes() if wishes is None else wishes
+        return Run(self.session, self._tokens, request, settings, wishes=wishes, goes_on=goes_on)
+
+    # ---- what the user wants of a running reply ----------------------------------------------
 
     def interrupt(self) -> None:
         """Ends the running reply, one that was asked for, with what there is of it ("user"). May
         be called from any thread and from a signal handler; otherwise it does nothing."""
-        self._interrupted = True
+        self._wishes.end = True
         self.session.cancel()
+
+    def answer_now(self) -> None:
+        """Lets the running reply close its thoughts and answer, if it thinks. As interrupt, from
+        anywhere."""
+        self._wishes.answer = True
 
     @property
     def interrupted(self) -> bool:
         """Whether the running reply, or the last one, was told to end."""
-        return self._interrupted
+        return self._wishes.end
 
-    def clear(self) -> None:
-        """Forgets the messages, not the system prompt."""
-        self.messages.clear()
+    # ---- what is sent ------------------------------------------------------------------------
 
     def thinks(self, settings: Settings = Settings()) -> bool:
         """Whether the next answer is to be thought about, as things are."""
@@ -165,185 +195,95 @@ class Conversation:
         self, settings: Settings = Settings(), *, add_generation_prompt: bool = True
     ) -> list[int]:
         """The ids of the next prefix; without the generation prompt, of what was said."""
+        return self._render(self._sent(), self.thinks(settings), add_generation_prompt)
+
+    def said(self) -> list[int]:
+        """The ids with which the next prefix begins, whatever the user says: the thoughts of the
+        last turn are not among them."""
+        if not self.messages and self.system is None:
+            return []
+        following: Message = {"role": "user", "content": ""}
+        ids = self._render([*self._sent(), following], True, False)
+        start = self.session.model.tokenizer.added["<|im_start|>"]
+        return ids[: len(ids) - ids[::-1].index(start)]
+
+    def used(self) -> int:
+        """How many tokens of the context what was said takes."""
+        return len(self.said())
+
+    def _render(
+        self, messages: list[Message], thinking: bool, generation_prompt: bool
+    ) -> list[int]:
         return render_prompt(
             self.session.model.tokenizer,
-            self._sent(),
+            messages,
             generation=self.generation,
-            thinking=self.thinks(settings),
+            thinking=thinking,
             tools=self.tools,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=generation_prompt,
         )
 
     def _sent(self) -> list[Message]:
-        """The messages with the system prompt."""
+        """The messages with the system prompt, without those that were dropped."""
         system: list[Message] = []
         if self.system is not None:
             system.append({"role": "system", "content": self.system})
-        return system + self.messages
+        return system + self.messages[self.dropped :]
+
+    def _fitting(self, settings: Settings) -> list[int]:
+        """The next prefix. When less than a quarter of the context is left, and the settings
+        allow it, the oldest turns are dropped until half is: so that it does not happen, and all
+        is computed anew, at every turn."""
+        ids, n_ctx = self.prompt(settings), self.session.n_ctx
+        if settings.overflow == "error" or n_ctx - len(ids) >= n_ctx // 4:
+            return ids
+        questions = [
+            index
+            for index, message in enumerate(self.messages)
+            if message["role"] == "user" and index > self.dropped
+        ]
+        for index in questions:
+            if n_ctx - len(ids) >= n_ctx // 2:
+                break
+            self.dropped = index
+            ids = self.prompt(settings)
+        return ids
+
+    # ---- while the user types ----------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Begins to compute, in the background, what the next turn will reuse: the answer without
+        its thoughts. Thoughts that can go on are kept aside."""
+        self.settle()
+        ids = self.said()
+        if self._last and self._last[1].can_go_on and self._kept is None:
+            self._kept = self.session.snapshot(_common(self.session.ids, ids))
+        self._preparing = Thread(target=self._prefill, args=(ids,), daemon=True)
+        self._preparing.start()
+
+    def settle(self, *, finish: bool = False) -> None:
+        """Ends what prepare began, with what there is of it, or when it is done. Every turn
+        does."""
+        if self._preparing:
+            if not finish and self._preparing.is_alive():
+                self.session.cancel()
+            self._preparing.join()
+            self._preparing = None
+
+    def _prefill(self, ids: Sequence[int]) -> None:
+        with suppress(Qwen3Error):  # cancelled; or an error that the next turn meets, and tells
+            self.session.sync(ids)
+
+    def _recall_thoughts(self, run: Run) -> None:
+        """Puts the thoughts that prepare kept aside back into the session."""
+        if self._kept:
+            before = [*run.prompt, *run.output][: self._kept.start]
+            computed(self.session.sync, before, self._wishes)
+            self.session.restore(self._kept)
 
 
-class _Run:
-    """The generation of one reply."""
-
-    def __init__(self, conversation: Conversation, settings: Settings) -> None:
-        session = conversation.session
-        self.ids = conversation.prompt(settings)
-        room = session.n_ctx - len(self.ids)
-        if room < 1:
-            raise ContextOverflow(
-                f"the prompt is {len(self.ids)} tokens, {1 - room} too many for a context of "
-                f"{session.n_ctx}: shorten it or take a larger context (--ctx N)"
-            )
-        thinking = conversation.thinks(settings)
-        self.control = ThinkingControl(
-            conversation._tokens,
-            thinking=thinking,
-            budget=settings.budget,
-            max_tokens=settings.max_tokens,
-            prefilled=conversation.generation is Generation.THINKING,
-            room=room,
-        )
-        self._conversation = conversation
-        self._session = session
-        self._sampling = settings.sampling(thinking, coder=conversation.coder)
-        self._thoughts = _Passage(session.model.tokenizer, trim_end=True)
-        self._answer = _Passage(session.model.tokenizer, stop=[s for s in settings.stop if s])
-        self._reused = self._sampled = 0
-        self._prefill_s = self._decode_s = 0.0
-
-    def events(self) -> Iterator[Thought | Answer]:
-        control = self.control
-        try:
-            self._prefill()
-            while not control.done:
-                if self._conversation.interrupted:
-                    control.interrupt()
-                elif forced := control.take_forced():
-                    self._compute(self._session.extend, forced)
-                else:
-                    yield from self._step()
-        except Cancelled:
-            control.interrupt()
-        if text := self._answer.finish(cut=control.answer_stop in ("limit", "user")):
-            yield Answer(text)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the turn belongs into the conversation."""
-        stop = self.control.answer_stop
-        return self.control.done and (stop != "user" or bool(self._answer.text))
-
-    @property
-    def message(self) -> Message:
-        return {
-            "role": "assistant",
-            "content": self._answer.text,
-            "reasoning_content": self._thoughts.text,
-        }
-
-    @property
-    def reply(self) -> Reply:
-        control = self.control
-        return Reply(
-            thoughts=self._thoughts.text,
-            answer=self._answer.text,
-            budget=control.budget,
-            thinking_tokens=control.thinking_tokens,
-            thinking_stop=control.thinking_stop,
-            inserted_tokens=control.inserted_tokens,
-            answer_tokens=control.answer_tokens,
-            answer_stop=control.answer_stop,
-            prompt_tokens=len(self.ids),
-            reused_tokens=self._reused,
-            seed=self._sampling.seed,
-            prefill_tok_s=_rate(len(self.ids) - self._reused, self._prefill_s),
-            decode_tok_s=_rate(self._sampled, self._decode_s),
-        )
-
-    def _prefill(self) -> None:
-        start = perf_counter()
-        self._reused = self._compute(self._session.sync, self.ids)
-        self._prefill_s = perf_counter() - start
-
-    def _step(self) -> Iterator[Thought | Answer]:
-        """Samples a token, yields the text it completes, computes it."""
-        start = perf_counter()
-        token = self._session.sample(self._sampling, generated_from=len(self.ids))
-        self._decode_s += perf_counter() - start
-        self._sampled += 1
-        part = self.control.accept(token)
-        if part is Part.THOUGHT and (text := self._thoughts.push(token)):
-            yield Thought(text)
-        if part is Part.ANSWER:
-            if text := self._answer.push(token):
-                yield Answer(text)
-            if self._answer.stopped:
-                self.control.stop()
-        if part is not Part.END and not self.control.done:
-            start = perf_counter()
-            self._compute(self._session.extend, [token])
-            self._decode_s += perf_counter() - start
-
-    def _compute(self, step: Callable[[Sequence[int]], Any], ids: Sequence[int]) -> Any:
-        try:
-            return step(ids)
-        except Cancelled:
-            if self._conversation.interrupted:
-                raise
-            return step(ids)  # the cancel came too late for an earlier reply
-
-
-def _rate(tokens: int, seconds: float) -> float:
-    return tokens / seconds if seconds > 0 else 0.0
-
-
-_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
-
-
-class _Passage:
-    """The text of thoughts or of an answer as it is shown: without the blank lines before it,
-    up to a stop text, and for thoughts without the newlines at the end."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, *, stop: Sequence[str] = (), trim_end: bool = False
-    ) -> None:
-        self.text = ""  # shown so far
-        self.stopped = False
-        self._stream = TextStream(tokenizer)
-        self._stop = stop
-        self._trim_end = trim_end
-        self._held = ""  # not shown yet: what follows decides
-
-    def push(self, token: int) -> str:
-        """The text to show next."""
-        return self._show(self._stream.push(token), last=False)
-
-    def finish(self, *, cut: bool) -> str:
-        """The text that was held back, when the passage is over. cut: not by the model, so
-        the beginning of a character is no text."""
-        if self.stopped:
-            return ""
-        return self._show("" if cut else self._stream.finish(), last=True)
-
-    def _show(self, new: str, *, last: bool) -> str:
-        held = self._held + new
-        if not self.text:
-            held = _BLANK_LINES.sub("", held)
-            if not held or held.isspace():
-                self._held = held
-                return ""
-        found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            held = held[: min(found)]
-        shown = held if last or self.stopped else held[: len(held) - self._undecided(held)]
-        self._held = held[len(shown) :]
-        self.text += shown
-        return shown
-
-    def _undecided(self, held: str) -> int:
-        """How long an end of held may be the beginning of a stop text, or of the end."""
-        if self._trim_end:
-            return len(held) - len(held.rstrip("\n"))
-        starts = (stop[:n] for stop in self._stop for n in range(1, len(stop)))
-        return max((len(start) for start in starts if held.endswith(start)), default=0)
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

@@ -44,7 +44,7 @@ def test_without_a_model_nano_answers_and_says_so(qwen3: Command) -> None:
 
 
 def test_a_terminal_shows_dim_thoughts_the_answer_and_statistics(qwen3: Command) -> None:
-    terminal = qwen3.terminal("run", QUESTION, *GREEDY)
+    terminal = qwen3.terminal("run", QUESTION, *GREEDY, "--thoughts", "dim")
     assert terminal.finish() == 0
     shown = terminal.text
     assert shown.startswith(f"{THOUGHTS}\n\n60\nthinking ")
@@ -55,7 +55,7 @@ def test_a_terminal_shows_dim_thoughts_the_answer_and_statistics(qwen3: Command)
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_styles_where_they_are_not_wanted(qwen3: Command, env: dict[str, str]) -> None:
-    terminal = qwen3.terminal("run", QUESTION, *GREEDY, **env)
+    terminal = qwen3.terminal("run", QUESTION, *GREEDY, "--thoughts", "dim", **env)
     assert terminal.finish() == 0
     assert "\x1b" not in terminal.raw
     assert terminal.text.startswith(f"<think>\n{THOUGHTS}\n</think>\n\n60\n")
@@ -84,22 +84,6 @@ def test_control_characters_never_reach_a_terminal(qwen3: Command) -> None:
     assert hostile, "no control characters came out at all: nothing was tested"
 
 
-# ---- the prompt ----------------------------------------------------------------
-
-
-def test_the_prompt_comes_before_the_text_from_a_pipe(qwen3: Command) -> None:
-    def prompt_tokens(*args: str, input: str | bytes = b"") -> int:
-        done = qwen3("run", *args, *GREEDY, "--json", "--budget", "0", "--max-tokens", "1",
-                     input=input)  # fmt: skip
-        return int(json.loads(done.stdout)["prompt_tokens"])
-
-    both = prompt_tokens("Sort these.", input="3 1 2\n")
-    assert both == prompt_tokens("Sort these.\n\n3 1 2")
-    assert both == prompt_tokens(input="Sort these.\n\n3 1 2\n")
-    assert both != prompt_tokens("3 1 2", input="Sort these.\n")
-    assert prompt_tokens(input=b"a\xff\xfe\n") == prompt_tokens("a\ufffd\ufffd")
-
-
 # ---- budgets -------------------------------------------------------------------
 
 
@@ -121,9 +105,9 @@ def natural(tmp_path_factory: pytest.TempPathFactory) -> int:
 def test_json_holds_the_whole_reply(qwen3: Command) -> None:
     reply = as_json(qwen3, "--seed", "7")
     assert list(reply) == [
-        "model", "prompt_tokens", "thoughts", "answer", "thinking_tokens", "budget",
-        "thinking_stop", "inserted_tokens", "answer_tokens", "answer_stop", "seed",
-        "prefill_tok_s", "decode_tok_s",
+        "model", "prompt_tokens", "reused_tokens", "thoughts", "answer", "thinking_tokens",
+        "budget", "seconds", "landing", "thinking_stop", "inserted_tokens", "thinking_s", "answer_tokens",
+        "answer_stop", "dropped", "seed", "sampling", "prefill_tok_s", "decode_tok_s",
     ]  # fmt: skip
     assert Path(reply["model"]).name == NANO.name
     assert (reply["answer"], reply["answer_stop"], reply["answer_tokens"]) == ("60", "end", 2)
@@ -455,10 +439,10 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
     assert whole == qwen3().stdout
     listed = whole.partition("Commands:")[2]
     assert "..." not in listed, "a command that takes more than a line to describe"
-    commands = ["run", "chat", "fit", "doctor", "bench", "pull", "ls", "rm", "quantize"]
-    commands += ["verify", "imatrix", "show", "tokenize", "eval", "config"]
+    commands = ["run", "chat", "replay", "fit", "doctor", "bench", "pull", "ls", "rm", "quantize"]
+    commands += ["verify", "imatrix", "show", "tokenize", "eval", "config", "session"]
     assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == commands
-    for command in (*commands, "eval kl", "eval ppl"):
+    for command in (*commands, "eval kl", "eval ppl", "session rm"):
         done = qwen3(*command.split(), "-h")
         assert done.returncode == 0 and done.stdout.startswith(f"Usage: qwen3 {command}")
     described = " ".join(qwen3("quantize", "-h").stdout.split())

@@ -47,6 +47,8 @@ def test_the_settings_are_the_flags() -> None:
         kind = hints[field.name]
         flags[field.name.replace("_", "-")] = next(iter(get_args(kind)), kind)
     assert flags.pop("stop") == list[str]
+    assert flags["budget"] is str
+    flags["budget"] = int | str  # in the file a number need not be quoted
     assert flags == KEYS
 
 
@@ -56,6 +58,18 @@ def test_a_flag_comes_before_the_environment_and_that_before_the_file(qwen3: Com
     assert budget(qwen3, QWEN3_BUDGET="") == 3
     assert budget(qwen3, QWEN3_BUDGET="5") == 5
     assert budget(qwen3, "--budget", "7", QWEN3_BUDGET="5") == 7
+
+
+def test_a_budget_is_a_number_or_a_time(qwen3: Command) -> None:
+    path = config(qwen3, "")
+    for text, written in (("30s", "30s"), ("1.5m", "1.5m"), ("none", "none"), ("64", 64)):
+        assert qwen3("config", "set", "budget", text).returncode == 0
+        assert tomllib.loads(path.read_text()) == {"budget": written}
+        assert qwen3("config", "get", "budget").stdout == f"{text}\n"
+        assert qwen3("run", QUESTION, "-m", "nano").returncode == 0
+    assert budget(qwen3, "--landing", "hard", QWEN3_BUDGET="5") == 5
+    done = qwen3("run", QUESTION, "-m", "nano", "--json", QWEN3_BUDGET="30s")
+    assert json.loads(done.stdout)["thinking_stop"] == "natural"
 
 
 def test_the_model_is_a_setting(qwen3: Command) -> None:
@@ -89,6 +103,7 @@ WRONG = [
     ("think = 1", "think is 1, not true or false"),
     ("seed = -1", "seed: -1 is not in the range from 0"),
     ("temp = nan", "temp: nan is not in the range"),
+    ('landing = "crash"', "landing: 'crash' is not soft or hard"),
     ('kv = "q3"', "kv: 'q3' is not f16 or q8"),
     ('ram = "much"', "a number of bytes is needed"),
     ("top_k = 1\ntop-k = 2", "top-k is set twice"),
@@ -119,7 +134,7 @@ def test_a_value_out_of_range_stops_a_command_with_its_line(qwen3: Command) -> N
 
 
 def test_a_wrong_variable_is_named(qwen3: Command) -> None:
-    for value, message in (("abc", "'abc' is not a whole number"), ("-1", "range from 0")):
+    for value, message in (("abc", "'abc' is no number of tokens"), ("-1", "range from 0")):
         done = qwen3("run", "hi", QWEN3_BUDGET=value)
         assert done.returncode == 2 and done.stderr.startswith("qwen3: QWEN3_BUDGET: ")
         assert message in done.stderr
@@ -176,7 +191,7 @@ def test_set_get_unset(qwen3: Command) -> None:
     ("args", "message"),
     [
         (("set", "bugdet", "1"), "did you mean budget?"),
-        (("set", "budget", "many"), "'many' is not a whole number"),
+        (("set", "budget", "many"), "'many' is no number of tokens, no time such as 30s"),
         (("set", "budget", "-1"), "budget: -1 is not in the range"),
         (("set", "kv", "q3"), "is not f16 or q8"),
         (("set", "ram", "x"), "a number of bytes"),

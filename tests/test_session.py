@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from qwen3cli.engine import Cancelled, Model, Sampling
 from qwen3cli.errors import ContextOverflow
 from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
-from qwen3cli.thinking import STOP_TEXT
+from qwen3cli.thinking import STOP_TEXT, Landing
 
 TEMPLATES = {
     Generation.HYBRID: "enable_thinking",
@@ -85,7 +86,11 @@ class FakeSession:
         self.ids += ids
         assert len(self.ids) <= self.n_ctx
 
-    def sample(self, sampling: Sampling, *, generated_from: int) -> int:
+    def sample(self, sampling: Sampling = Sampling(), *, generated_from: int | None = None) -> int:
+        if generated_from is None:  # the likeliest, without drawing it
+            token = next(self._script)
+            self._script = chain([token], self._script)
+            return token
         self.sampling = sampling
         return next(self._script)
 
@@ -108,6 +113,7 @@ def talk(
     assert isinstance(reply, Reply)
     assert "".join(e.text for e in events if isinstance(e, Thought)) == reply.thoughts
     assert "".join(e.text for e in events if isinstance(e, Answer)) == reply.answer
+    events = [event for event in events if event.text]
     return reply, events  # type: ignore[return-value]
 
 
@@ -122,7 +128,7 @@ def test_thoughts_and_answer_are_told_apart_and_trimmed() -> None:
     assert (reply.thinking_stop, reply.answer_stop) == ("natural", "end")
     assert reply.thinking_tokens == len("\n\n1 + 1\nis 2\n")
     assert reply.answer_tokens == len("\nIt is 2.")  # one newline token is structure
-    assert events[0] == Thought("1")
+    assert events[0] == Thought("1", 3)
     assert session.text == (
         "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
         "<think>\n\n1 + 1\nis 2\n</think>\n\nIt is 2."
@@ -446,16 +452,22 @@ def test_nano_thinks_and_is_right(nano: Model) -> None:
     assert reply.decode_tok_s > 0
 
 
-def test_nano_budget_matrix(nano: Model) -> None:
+@pytest.mark.parametrize("landing", ["hard", "soft"])
+def test_nano_budget_matrix(nano: Model, landing: Landing) -> None:
     natural = ask(nano).thinking_tokens
     for budget in (1, 7, natural - 1, natural, natural + 1, 10 * natural):
-        reply = ask(nano, budget=budget)
-        cut = budget <= natural
-        assert reply.thinking_tokens == (budget if cut else natural)
-        assert reply.thinking_stop == ("budget" if cut else "natural")
+        reply = ask(nano, budget=budget, landing=landing)
+        cut = reply.thinking_stop == "budget"
+        if landing == "hard":
+            assert cut is (budget <= natural)
+            assert reply.thinking_tokens == min(budget, natural)
+        else:
+            least = min(budget - budget // 10, natural)
+            assert least <= reply.thinking_tokens <= min(budget, natural)
+        assert reply.thinking_stop in ("budget", "natural")
         assert bool(reply.inserted_tokens) is cut
         assert reply.answer.isdigit()
-    off = ask(nano, budget=0)
+    off = ask(nano, budget=0, landing=landing)
     assert (off.thinking_tokens, off.thinking_stop) == (0, "off")
     assert off.answer.isdigit()
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import pytest
 from byte_tokenizer import ByteTokenizer
 
 from qwen3cli.engine import Sampling
-from qwen3cli.errors import FormatError
+from qwen3cli.errors import FormatError, UsageError
+from qwen3cli.landing import ends
 from qwen3cli.prompt import Generation, Message
 from qwen3cli.thinking import (
     ANSWER_RESERVE,
@@ -22,6 +24,7 @@ from qwen3cli.thinking import (
     ThinkTokens,
     default_sampling,
     effective_thinking,
+    parse_budget,
 )
 
 TOKENIZER = ByteTokenizer()
@@ -56,11 +59,20 @@ class Ran:
         return c.thinking_tokens, c.inserted_tokens, c.answer_tokens
 
 
-def run(control: ThinkingControl, thinking: Iterable[int], answer: Iterable[int]) -> Ran:
-    """Samples from thinking, and from answer once </think> is in the sequence."""
+def run(
+    control: ThinkingControl,
+    thinking: Iterable[int],
+    answer: Iterable[int],
+    each: Callable[[], None] = lambda: None,
+) -> Ran:
+    """Samples from thinking, and from answer once </think> is in the sequence. The next token
+    of a script is the likeliest one, too. each: is called before each step."""
     ran = Ran(control)
-    scripts: dict[bool, Iterator[int]] = {False: iter(thinking), True: iter(answer)}
+    scripts = {False: _Script(thinking), True: _Script(answer)}
     while not control.done:
+        each()
+        if control.asks:
+            control.consider(scripts[CLOSE in ran.sequence].peek())
         if forced := control.take_forced():
             ran.inserted += forced
             ran.sequence += forced
@@ -77,12 +89,27 @@ def run(control: ThinkingControl, thinking: Iterable[int], answer: Iterable[int]
     return ran
 
 
+class _Script:
+    def __init__(self, tokens: Iterable[int]) -> None:
+        self._tokens = iter(tokens)
+        self._next: list[int] = []
+
+    def peek(self) -> int:
+        if not self._next:
+            self._next.append(next(self._tokens))
+        return self._next[0]
+
+    def __next__(self) -> int:
+        return self._next.pop() if self._next else next(self._tokens)
+
+
 def control(
     thinking: bool = True,
     budget: int | None = None,
     max_tokens: int | None = None,
     prefilled: bool = False,
     room: int = ROOM,
+    **more: Any,
 ) -> ThinkingControl:
     return ThinkingControl(
         TOKENS,
@@ -91,12 +118,19 @@ def control(
         max_tokens=max_tokens,
         prefilled=prefilled,
         room=room,
+        **more,
     )
 
 
 def script(thoughts: int, prefilled: bool) -> list[int]:
     """A model's own opening, so many thought tokens, its </think>."""
     return ([] if prefilled else [THINK]) + [ord("t")] * thoughts + [CLOSE]
+
+
+def varied(n: int) -> list[int]:
+    """Thoughts of n tokens that do not go in circles and end no line."""
+    r = random.Random(n)
+    return [r.choice(range(ord("a"), ord("z") + 1)) for _ in range(n)]
 
 
 ANSWER = [*TOKENIZER.encode("60"), END]
@@ -193,6 +227,277 @@ def test_think_among_the_thoughts_is_a_thought() -> None:
     assert ran.thoughts == [ord("a"), THINK, ord("b")]
 
 
+# ---- soft landings --------------------------------------------------------
+
+
+def thoughts(text: str, budget: int, **more: Any) -> tuple[str, str]:
+    """What is thought of a text with a soft landing, and why it ends."""
+    ran = run(control(budget=budget, landing="soft", prefilled=True, **more),
+              chain(TOKENIZER.encode(text), varied(999)), ANSWER)  # fmt: skip
+    return TOKENIZER.decode(ran.thoughts), ran.control.thinking_stop
+
+
+@pytest.mark.parametrize(
+    ("line", "used"), [(80, 100), (88, 100), (89, 90), (90, 91), (95, 96), (99, 100), (100, 100)]
+)
+def test_a_line_that_ends_in_the_last_tenth_ends_the_thoughts(line: int, used: int) -> None:
+    """Its newline is counted."""
+    text = TOKENIZER.decode(varied(line)) + "\n"
+    assert thoughts(text + "c" * 99, 100) == ((text + "c" * 99)[:used], "budget")
+
+
+@pytest.mark.parametrize("budget", range(10))
+def test_a_small_budget_lands_hard(budget: int) -> None:
+    assert thoughts("a\n" * 10, budget) == (("a\n" * 10)[:budget], "budget")
+
+
+def test_a_budget_of_ten_has_a_tenth_of_one() -> None:
+    assert thoughts("abcdefgh\nijk", 10)[0] == "abcdefgh\n"
+    assert thoughts("abcdefg\nijkl", 10)[0] == "abcdefg\nij"
+
+
+def test_a_hard_landing_asks_nothing() -> None:
+    ran = run(control(budget=100, prefilled=True), TOKENIZER.encode("ab\n" * 50), ANSWER)
+    assert ran.counts[0] == 100
+
+
+def test_the_likeliest_close_lands_without_the_stop_text() -> None:
+    script = [*varied(95), CLOSE]
+    ran = run(control(budget=100, landing="soft", prefilled=True), script, [GAP, *ANSWER])
+    assert ran.sequence == [*script, GAP, *ANSWER[:-1]]  # as if the model had drawn it
+    assert ran.stops == ("natural", "end")
+    assert ran.counts == (95, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "over"),
+    [
+        ("one.\n", "T", True),
+        ("x = 65", "\n", False),  # </think> may be likely behind it
+        ("x = 65\n\n", "S", True),
+        ("Steps:\n", "1", False),
+        ("\n", "T", False),
+        ("It is 65.", " So", True),
+        ("It is 65. ", "So", True),
+        ("It is 3.", "14", False),
+        ("It is 65.", " so", False),
+        ("\n3.", " Add", False),
+        ("\n - 12.", " Add", False),
+        ("\n**Step 2.", " Add", False),
+        ("\nSo the sum is 12.", " Add", True),
+        ("It works!", " Now", True),
+        ("Does it?", " Now", True),
+        ("5!", " =", False),
+        ('He said "no."', " Then", True),
+        ("(It is.)", " Then", True),
+        ("e.g.", " Add", False),
+        ("see Dr.", " Who", False),
+        ("by J.", " Smith", False),
+        ("Hmm...", " Wait", False),
+        ("file.", "txt", False),
+        ("60이다.", " 다시", True),
+        ("答案是六十。", "所以", True),
+        ("答案是六十。", "”", False),
+        ("他说：“好。”", "所以", True),
+        ("对吗？", "不", True),
+        ("答案是，", "所以", False),
+        ("no end", " So", False),
+        ("", "So", False),
+    ],
+)
+def test_where_a_line_or_a_sentence_ends(before: str, after: str, over: bool) -> None:
+    assert ends(before.encode(), after.encode()) is over
+
+
+def test_half_a_character_ends_nothing() -> None:
+    assert not ends("完。".encode()[:-1], b" So")
+    assert not ends("完。".encode(), "所".encode()[:2])
+
+
+# ---- budgets of time ------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def tick(self) -> None:
+        self.now += 1
+
+
+def timed(seconds: float, steps: Iterable[float], **more: Any) -> tuple[Ran, Clock, list[Any]]:
+    """Thoughts whose tokens take so long each; with the limits on the way."""
+    clock, durations, limits = Clock(100.0), iter(steps), []
+    machine = control(seconds=seconds, prefilled=True, clock=clock, **more)
+
+    def each() -> None:
+        if machine.thinking:
+            limits.append(machine.limit)
+            clock.now += next(durations) if machine.thinking_tokens else 0
+
+    clock.now += 50  # the prompt
+    ran = run(machine, varied(999), ANSWER, each)
+    clock.now -= 150
+    return ran, clock, limits
+
+
+def test_a_time_ends_the_thoughts() -> None:
+    ran, clock, limits = timed(30, [0.25] * 999)
+    assert ran.stops == ("budget", "end")
+    assert ran.counts == (120, len(TOKENS.stop_text), 2)
+    assert clock.now == 30
+    assert limits[:2] == [None, None] and set(limits[2:]) == {120}
+
+
+def test_the_limit_follows_the_speed() -> None:
+    ran, clock, limits = timed(30, [0.1] * 100 + [0.5] * 999)
+    assert limits[90] == 300
+    assert 130 <= limits[-1] == ran.counts[0] <= 140
+    assert 29.4 < clock.now <= 30
+
+
+def test_one_slow_token_changes_no_limit() -> None:
+    ran, clock, limits = timed(30, [0.1] * 100 + [5.0] + [0.1] * 999)
+    assert min(limits[2:]) >= 250  # the time that is lost, no more
+    assert ran.counts[0] in (249, 250, 251) and 29.8 < clock.now < 30.2
+
+
+def test_it_is_never_late_by_more_than_a_token() -> None:
+    r = random.Random(7)
+    for _ in range(100):
+        steps = [r.choice([0.05, 0.1, 0.1, 0.4, 3.0]) for _ in range(200)]
+        seconds = r.uniform(0.2, 9)
+        ran, clock, _ = timed(seconds, steps, landing=r.choice(["soft", "hard"]))
+        last = steps[max(ran.counts[0] - 1, 0)]
+        assert clock.now <= seconds + last + 1e-9
+        assert ran.counts[0] > 0
+
+
+def test_a_time_lands_softly_in_its_last_tenth() -> None:
+    text = TOKENIZER.encode("a" * 94 + "\n" + "b" * 99)
+    clock = Clock()
+    machine = control(seconds=10, landing="soft", prefilled=True, clock=clock)
+    ran = run(machine, text, ANSWER, lambda: setattr(clock, "now", machine.thinking_tokens / 10))
+    assert ran.counts[0] == 95
+
+
+def test_what_ends_first_counts() -> None:
+    assert timed(30, [0.25] * 999, budget=50)[0].counts[0] == 50
+    assert timed(30, [0.25] * 999, budget=500)[0].counts[0] == 120
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("0", (0, None)), ("2048", (2048, None)), ("none", (None, None)), ("30s", (None, 30.0)),
+        ("1.5m", (None, 90.0)), ("0.5s", (None, 0.5)), ("0s", (0, None)), ("0.0m", (0, None)),
+    ],
+)  # fmt: skip
+def test_budgets_are_read(text: str, budget: tuple[int | None, float | None]) -> None:
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "-1s", "3h", "1e3s", "2147483648", "s", "1 s", "٣", "1."]
+)
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not in the range|is no number of tokens"):
+        parse_budget(text)
+
+
+# ---- landing at once, going on, and grammars ------------------------------
+
+
+def test_landing_at_once() -> None:
+    machine = control(budget=50, prefilled=True)
+    machine.accept(ord("t"))
+    assert machine.thinking and machine.land("user")
+    assert not machine.thinking and machine.answering
+    assert not machine.land("user")  # there is nothing left to land
+    ran = run(machine, [], ANSWER)
+    assert ran.sequence == [*TOKENS.stop_text, *ANSWER[:-1]]
+    assert ran.stops == ("user", "end")
+
+
+def test_landing_before_think_waits_for_it() -> None:
+    machine = control()
+    machine.accept(ord("\n"))
+    assert not machine.thinking and machine.land("user")
+    ran = run(machine, [THINK], ANSWER)
+    assert ran.sequence == [THINK, *TOKENS.stop_text, *ANSWER[:-1]]
+    assert ran.stops == ("user", "end")
+    direct = control()
+    direct.land("user")
+    assert run(direct, ANSWER, []).stops == ("off", "end")  # it never began
+
+
+@pytest.mark.parametrize("sampled", [[THINK, CLOSE], [THINK, CLOSE, GAP], [THINK, CLOSE, ord("a")]])
+def test_there_is_nothing_to_land_behind_the_thoughts(sampled: list[int]) -> None:
+    machine = control()
+    for token in sampled:
+        machine.accept(token)
+    assert not machine.land("user")
+    assert machine.thinking_stop == "natural"
+
+
+def test_landing_in_a_room_that_is_nearly_full() -> None:
+    for room in range(1, 2 * len(TOKENS.stop_text)):
+        machine = control(prefilled=True, room=room)
+        machine.land("user")
+        ran = run(machine, [], [ord("a")] * 999)
+        assert len(ran.sequence) <= room
+        assert ran.inserted in ([], list(TOKENS.closing), list(TOKENS.stop_text))
+
+
+def test_used_tokens_count() -> None:
+    ran = run(control(budget=150, prefilled=True, used=100), varied(999), ANSWER)
+    assert (len(ran.thoughts), ran.control.thinking_tokens) == (50, 150)
+    # the last tenth is that of the new ones
+    text = [*varied(40), ord("\n"), *varied(99)]
+    soft = control(budget=150, prefilled=True, used=100, landing="soft")
+    assert run(soft, text, ANSWER).control.thinking_tokens == 150
+    soft = control(budget=150, prefilled=True, used=100, landing="soft")
+    assert run(soft, [*varied(46), *[ord("\n")] * 9], ANSWER).control.thinking_tokens == 147
+
+
+def test_the_limit_is_the_budget_or_what_the_room_allows() -> None:
+    assert control(budget=50).limit == 50
+    assert control().limit is None
+    room = 500
+    most = room - len(TOKENS.stop_text) - room // 4
+    assert control(budget=5000, prefilled=True, room=room).limit == most
+    ran = run(control(budget=5000, prefilled=True, room=room), varied(999), ANSWER)
+    assert ran.stops[0] == "limit" and ran.control.thinking_tokens == most
+
+
+def test_a_constrained_answer_is_all_that_is_sampled_behind_the_thoughts() -> None:
+    answer = [GAP, *ANSWER]
+    ran = run(control(constrained=True), [ord("t"), CLOSE], answer)
+    assert ran.sequence == [THINK, ord("t"), CLOSE, *TOKENS.gap, *answer[:-1]]
+    assert ran.answer == answer[:-1]
+    assert ran.stops == ("natural", "end")
+    soft = control(constrained=True, budget=20, landing="soft")
+    ran = run(soft, [*varied(19), CLOSE], answer)
+    assert ran.sequence == [THINK, *varied(19), CLOSE, *TOKENS.gap, *answer[:-1]]
+    cut = run(control(constrained=True, budget=3), varied(9), answer)
+    assert cut.sequence == [THINK, *varied(9)[:3], *TOKENS.stop_text, *answer[:-1]]
+
+
+# ---- loops ----------------------------------------------------------------
+
+
+def test_thoughts_that_go_in_circles_are_closed() -> None:
+    circle = TOKENIZER.encode("Wait, I have to check this again. The sum is 60. ")
+    ran = run(control(prefilled=True), circle * 99, ANSWER)
+    assert ran.stops == ("loop", "end")
+    assert ran.inserted == list(TOKENS.stop_text)
+    assert len(ran.thoughts) <= 6 * len(circle)
+    assert run(control(prefilled=True, budget=100), circle * 9, ANSWER).stops[0] == "budget"
+
+
 # ---- how thinking begins and ends -----------------------------------------
 
 
@@ -255,7 +560,7 @@ def test_max_tokens_limits_the_answer_alone(limit: int, budget: int | None) -> N
 
 def test_thinking_leaves_the_answer_its_reserve() -> None:
     room, stop = 2000, len(TOKENS.stop_text)
-    ran = run(control(room=room), [THINK, *[ord("t")] * room], [ord("a")] * room)
+    ran = run(control(room=room), [THINK, *varied(room)], [ord("a")] * room)
     assert ran.stops == ("limit", "limit")
     assert ran.inserted == list(TOKENS.stop_text)
     assert ran.counts == (room - 1 - stop - ANSWER_RESERVE, stop, ANSWER_RESERVE)
@@ -263,7 +568,7 @@ def test_thinking_leaves_the_answer_its_reserve() -> None:
 
 
 def test_the_reserve_is_max_tokens_and_at_most_a_quarter_of_the_room() -> None:
-    endless = [THINK, *[ord("t")] * ROOM]
+    endless = [THINK, *varied(5000)]
     ran = run(control(room=2000, max_tokens=50), endless, [ord("a")] * 99)
     assert ran.counts == (2000 - 1 - len(TOKENS.stop_text) - 50, len(TOKENS.stop_text), 50)
     ran = run(control(room=400, max_tokens=5000), endless, [ord("a")] * 999)
@@ -345,23 +650,34 @@ def test_no_model_escapes_its_limits() -> None:
         thinking = r.random() < 0.8
         endless = iter(lambda: r.choice(kinds), None)
         opening = [THINK] if r.random() < 0.7 else []
-        machine = control(thinking, budget, limit, prefilled, room)
-        ran = run(machine, chain(opening, endless), endless)
+        seconds, clock = r.choice([None, None, 9.0]), Clock()
+        soft, constrained = r.random() < 0.5, r.random() < 0.3
+        machine = control(
+            thinking, budget, limit, prefilled, room,
+            landing="soft" if soft else "hard", constrained=constrained,
+            seconds=seconds, clock=clock,
+        )  # fmt: skip
+        ran = run(machine, chain(opening, endless), endless, clock.tick)
         assert len(ran.sequence) <= room
         assert len(ran.thoughts) == machine.thinking_tokens
         assert len(ran.answer) == machine.answer_tokens
-        assert len(ran.inserted) == machine.inserted_tokens
+        own = ran.inserted.count(CLOSE) - (machine.thinking_stop not in ("natural", "off"))
+        assert len(ran.inserted) - machine.inserted_tokens in (0, 1) and own <= 1
         if limit is not None:
             assert machine.answer_tokens <= limit
         if not thinking:
             assert (machine.thinking_tokens, machine.thinking_stop) == (0, "off")
             assert not ran.inserted
-        elif budget is not None:
+            continue
+        if seconds:
+            assert machine.thinking_tokens <= 9
+        if budget is not None:
             assert machine.thinking_tokens <= budget
         if machine.thinking_stop == "budget":
-            assert machine.thinking_tokens == budget
+            if not soft and not seconds:
+                assert machine.thinking_tokens == budget
             if room > 200:
-                assert ran.inserted == list(TOKENS.stop_text)
+                assert ran.inserted[-len(TOKENS.stop_text) :] == list(TOKENS.stop_text)
         # one token that is not appended at most, and each other one belongs somewhere
         assert ran.sampled + len(ran.inserted) - len(ran.sequence) <= 2
 

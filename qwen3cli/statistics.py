@@ -1,0 +1,93 @@
+"""What a reply took and why its parts ended: as a line for people, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from qwen3cli.engine import Model, Session
+from qwen3cli.session import Reply, Settings
+
+_NEARLY_FULL = 0.9  # of the context
+
+
+def statistics(reply: Reply, session: Session) -> str:
+    """One line: what the reply took, why its parts ended, a context that is nearly full, and
+    what became of the experts, all in all, if not all of them are in memory."""
+    thinking = "thinking off"
+    if reply.thinking_stop != "off":
+        budget = "" if reply.budget is None else f"/{reply.budget}"
+        thinking = f"thinking {reply.thinking_tokens}{budget} tokens ({reply.thinking_stop})"
+        if reply.seconds is not None:
+            thinking += f" in {reply.thinking_s:.1f} of {reply.seconds:g} s"
+    answer = f"answer {reply.answer_tokens} tokens ({reply.answer_stop})"
+    speed = f"{reply.decode_tok_s:.{0 if reply.decode_tok_s >= 10 else 2}f} tok/s"
+    line = f"{thinking}, {answer}, {speed}, seed {reply.seed}"
+    used = reply.prompt_tokens + len(reply.output)
+    if used >= _NEARLY_FULL * session.n_ctx:
+        line += (
+            f", {used:,} of {session.n_ctx:,} tokens of context: {used / session.n_ctx:.0%} full"
+        )
+    if (stats := session.model.expert_stats).budget_bytes:
+        line += f", {stats.hit_rate:.1%} of experts in memory, {stats.bytes_read / 1e9:.2f} GB "
+        line += f"read, {stats.stall_s:.1f} s waited"
+    return line
+
+
+def experts(model: Model) -> str | None:
+    """What became of the experts of a model that are not all in memory, place by place."""
+    stats = model.expert_stats
+    if not stats.budget_bytes:
+        return None
+    return (
+        f"experts: {stats.used_bytes / 1e9:.2f} of {stats.budget_bytes / 1e9:.2f} GB of memory in "
+        f"use; {stats.hits:,} were in memory, {stats.misses:,} came from the file, "
+        f"{stats.right_guesses:,} of them ahead by {stats.guesses:,} guesses "
+        f"({stats.bytes_read / 1e9:.2f} GB read, {stats.stall_s:.1f} s waited)"
+    )
+
+
+def described(reply: Reply, settings: Settings, model: Model) -> dict[str, object]:
+    """The reply as --json prints it."""
+    sampling = asdict(reply.sampling)
+    del sampling["seed"]
+    return {
+        "model": str(model.path),
+        "prompt_tokens": reply.prompt_tokens,
+        "reused_tokens": reply.reused_tokens,
+        "thoughts": reply.thoughts,
+        "answer": reply.answer,
+        "thinking_tokens": reply.thinking_tokens,
+        "budget": reply.budget,
+        "seconds": reply.seconds,
+        "landing": settings.landing,
+        "thinking_stop": reply.thinking_stop,
+        "inserted_tokens": reply.inserted_tokens,
+        "thinking_s": round(reply.thinking_s, 3),
+        "answer_tokens": reply.answer_tokens,
+        "answer_stop": reply.answer_stop,
+        "dropped": reply.dropped,
+        "seed": reply.seed,
+        "sampling": sampling,
+        "prefill_tok_s": round(reply.prefill_tok_s, 1),
+        "decode_tok_s": round(reply.decode_tok_s, 2),
+    } | _experts(model)
+
+
+def _experts(model: Model) -> dict[str, object]:
+    """Nothing for a model that is in memory as a whole."""
+    stats = model.expert_stats
+    if not stats.budget_bytes:
+        return {}
+    return {
+        "experts": {
+            "budget_bytes": stats.budget_bytes,
+            "hit_rate": round(stats.hit_rate, 4),
+            "bytes_read": stats.bytes_read,
+            "stall_s": round(stats.stall_s, 3),
+            "used_bytes": stats.used_bytes,
+            "hits": stats.hits,
+            "misses": stats.misses,
+            "guesses": stats.guesses,
+            "right_guesses": stats.right_guesses,
+        }
+    }
