@@ -70,8 +70,8 @@ def test_more_goes_on_with_thoughts_that_a_budget_ended(qwen3: Command) -> None:
 
 
 def test_a_budget_can_be_a_time(qwen3: Command) -> None:
-    _, notes = talk(qwen3, "/budget 30s", "/set budget", "/budget none", "/landing", "/landing hard",
-                    "/landing middle", "/set landing")  # fmt: skip
+    _, notes = talk(qwen3, "/budget 30s", "/set budget", "/budget none", "/landing",
+                    "/landing hard", "/landing middle", "/set landing")  # fmt: skip
     assert notes[0] == "thinking on, budget 30 s"
     assert notes[1].split() == ["budget", "30s"]
     assert notes[2:5] == ["thinking on, budget none", "landing soft", "landing hard"]
@@ -103,9 +103,10 @@ def test_a_file_stays_attached_to_a_message_that_failed(qwen3: Command) -> None:
 
 
 def test_what_was_saved_can_be_loaded(qwen3: Command) -> None:
-    lines = ["/save", "/system Be kind.", QUESTION, "/save out.json", "/save out.md", "/save out.json",
-             "/save -f out.json", "/save", "/save .", "/save a b", "/save x.jsonl", "/save no/x.md",
-             "/clear", "/load out.json", "/stats", "/system"]  # fmt: skip
+    lines = ["/save", "/system Be kind.", QUESTION, "/save out.json", "/save out.md",
+             "/save out.json", "/save -f out.json", "/save", "/save .", "/save a b",
+             "/save x.jsonl", "/save no/x.md", "/clear", "/load out.json",
+             "/stats", "/system"]  # fmt: skip
     _, notes = talk(qwen3, *lines)
     assert notes[0] == "qwen3: there is nothing to save yet"
     assert notes[2:5] == [

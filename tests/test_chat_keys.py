@@ -188,7 +188,8 @@ def test_what_is_typed_meanwhile_is_the_next_line(qwen3: Command) -> None:
     terminal.wait_for(STREAMING)
     terminal.type("typed ahead")
     terminal.type("\x1b[200~ with\ra paste\x1b[201~")
-    terminal.wait_for(r"\w{400}")
+    for _ in range(20):
+        terminal.wait_for(STREAMING)
     terminal.press("c")
     streamed = terminal.wait_for(ANSWERED)
     assert "typed" not in streamed and "paste" not in streamed and "^C" not in streamed
@@ -255,7 +256,6 @@ def test_ctrl_t_shows_folded_thoughts(qwen3: Command) -> None:
     say(terminal, QUESTION)
     terminal.press("t")
     terminal.wait_to_see("65 - 5: 5-5=0, 6-0=6, 60")
-    terminal.wait_for_prompt()
     leave(terminal)
 
 
