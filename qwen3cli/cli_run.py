@@ -41,6 +41,10 @@ def run(
         str | None,
         typer.Option(metavar="FILE", help="Write what `qwen3 replay` repeats it from."),
     ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The answer is JSON that keeps to this JSON schema."),
+    ] = None,
     as_json: Json = False,
     as_events: Annotated[
         bool, typer.Option("--jsonl", help="Print a JSON object for each event, as they come.")
@@ -66,7 +70,7 @@ def run(
     options: Options,
 ) -> int:
     """Answer one question. Files and text from a pipe follow the prompt, or are the prompt."""
-    one = (prompt, file, samples, receipt, extract or None, null or None, as_json or None)
+    one = (prompt, file, samples, receipt, schema, extract or None, null or None, as_json or None)
     if questions is not None:
         from qwen3cli.batch import Batch, batch
 
@@ -80,5 +84,5 @@ def run(
 
     several = samples is not None
     form = Form(json=as_json, events=as_events, extract=extract, null=null, several=several)
-    order = Order(prompt, file or (), form, samples or 1, receipt)
+    order = Order(prompt, file or (), form, samples or 1, receipt, schema)
     return run(order, options, context.obj)
