@@ -24,7 +24,8 @@ from qwen3cli.reply import Compute, Run
 from qwen3cli.run import open_conversation, settings_of
 from qwen3cli.session import Conversation
 from qwen3cli.sizes import sizes_of
-from qwen3cli.terminal import Terminal, reason
+from qwen3cli.streams import reason
+from qwen3cli.terminal import Terminal
 
 _SHARE = 0.85  # of the memory that is available
 _WORKING_MEMORY = 100_000_000  # bytes of a session beside its kv cache

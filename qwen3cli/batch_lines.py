@@ -21,7 +21,8 @@ from qwen3cli.config import Setting
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.options import Options, check_setting
 from qwen3cli.prompt import Message
-from qwen3cli.terminal import json_line, reason
+from qwen3cli.sanitize import json_line
+from qwen3cli.streams import reason
 
 _NUMBER = (int, float)
 _SETTINGS: dict[str, tuple[type[Any], ...]] = {

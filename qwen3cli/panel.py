@@ -16,8 +16,6 @@ _MOST_ROWS = 8  # of thoughts
 _KEPT_ROWS = 16  # of text that a larger screen may show again
 _BEGIN, _END = "\x1b[?2026h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?2026l"
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
-# From the panel's first cell on. Ctrl-C may have discarded the end of a frame.
-_ERASE = f"\r{_RESET}{_END}\x1b[J"
 
 
 class Panel:
@@ -71,7 +69,10 @@ class Panel:
     def erase(self) -> str:
         """Takes the panel off the screen; the next frame draws all of it."""
         drawn, self._drawn = self._drawn, []
-        return _ERASE if drawn else ""
+        if not drawn:
+            return ""
+        # Ctrl-C may have discarded the end of the last frame.
+        return f"\r{_RESET if self._styled else ''}{_END}\x1b[J"
 
     def _rows(self, columns: int, lines: int) -> list[str]:
         width = max(columns - 1, 1)

@@ -42,10 +42,12 @@ class Passage:
             if not held or held.isspace():
                 self._held = held
                 return ""
-        found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
+        # the one that ends first, as if the text came character by character
+        starts = ((held.find(stop), len(stop)) for stop in self._stop)
+        found = [(at + length, at) for at, length in starts if at >= 0]
         if found:
             self.stopped = True
-            held = held[: min(found)]
+            held = held[: min(found)[1]]
         shown = held if last or self.stopped else held[: len(held) - self._undecided(held)]
         self._held = held[len(shown) :]
         self.text += shown

@@ -53,6 +53,7 @@ def described(reply: Reply, settings: Settings, model: Model) -> dict[str, objec
     return {
         "model": str(model.path),
         "prompt_tokens": reply.prompt_tokens,
+        "reused_tokens": reply.reused_tokens,
         "thoughts": reply.thoughts,
         "answer": reply.answer,
         "thinking_tokens": reply.thinking_tokens,

@@ -9,7 +9,6 @@ import struct
 import sys
 import termios
 import time
-import unicodedata
 from collections.abc import Mapping
 
 import pyte
@@ -98,8 +97,3 @@ class Emulator:
             and plain
             and cursor.attrs.fg == cursor.attrs.bg == "default"
         )
-
-
-def without_joiners(text: str) -> str:
-    """The text without what pyte stops at: characters of no width that are no marks."""
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Zl", "Zp", "Mc"))

@@ -55,7 +55,7 @@ def test_a_terminal_shows_dim_thoughts_the_answer_and_statistics(qwen3: Command)
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_styles_where_they_are_not_wanted(qwen3: Command, env: dict[str, str]) -> None:
-    terminal = qwen3.terminal("run", QUESTION, *GREEDY, **env)
+    terminal = qwen3.terminal("run", QUESTION, *GREEDY, "--thoughts", "dim", **env)
     assert terminal.finish() == 0
     assert "\x1b" not in terminal.raw
     assert terminal.text.startswith(f"<think>\n{THOUGHTS}\n</think>\n\n60\n")
@@ -105,8 +105,8 @@ def natural(tmp_path_factory: pytest.TempPathFactory) -> int:
 def test_json_holds_the_whole_reply(qwen3: Command) -> None:
     reply = as_json(qwen3, "--seed", "7")
     assert list(reply) == [
-        "model", "prompt_tokens", "thoughts", "answer", "thinking_tokens", "budget", "seconds",
-        "landing", "thinking_stop", "inserted_tokens", "thinking_s", "answer_tokens",
+        "model", "prompt_tokens", "reused_tokens", "thoughts", "answer", "thinking_tokens",
+        "budget", "seconds", "landing", "thinking_stop", "inserted_tokens", "thinking_s", "answer_tokens",
         "answer_stop", "dropped", "seed", "sampling", "prefill_tok_s", "decode_tok_s",
     ]  # fmt: skip
     assert Path(reply["model"]).name == NANO.name

@@ -24,7 +24,7 @@ TEXT = r"[^\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 ANSWER = re.compile(rf"(?:{TEXT}|\x1b\[(?!0m)[\d;]+m(?:(?!\n){TEXT})+\x1b\[0m)*")
 MOVE = r"\r|\r\n|\x1b\[\d+A|\x1b\[[KJ]"
 ROW = rf"(?:\x1b\[2m(?:(?!\n){TEXT})+\x1b\[0m|(?:(?!\n){TEXT})+)"
-ERASE = r"\r\x1b\[0m\x1b\[\?7h\x1b\[\?25h\x1b\[\?2026l\x1b\[J"
+ERASE = r"\r(?:\x1b\[0m)?\x1b\[\?7h\x1b\[\?25h\x1b\[\?2026l\x1b\[J"
 FRAME = re.compile(
     rf"(?:{ERASE})?(?:\x1b\[\?2026h\x1b\[\?25l\x1b\[\?7l(?:{MOVE}|{ROW})*"
     r"\x1b\[\?7h\x1b\[\?25h\x1b\[\?2026l)?"
