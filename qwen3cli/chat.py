@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 
 from qwen3cli.commands import beginning, choices, execute
 from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
-from qwen3cli.interrupt import Terminated, orderly_termination
+from qwen3cli.interrupt import Terminated, orderly_termination, uninterrupted
 from qwen3cli.memory import amount
 from qwen3cli.options import Options
 from qwen3cli.run import open_conversation, settings_of
@@ -113,15 +113,16 @@ def _converse(talk: Talk, *, remember: bool) -> None:
     )
     talk.away = editor.away
     while not talk.left:
-        talk.conversation.prepare()
-        line = editor.read(talk.editing or "")
-        if line is None:
-            return
         try:
+            with uninterrupted(), suppress(Qwen3Error):  # the next turn meets it, and tells
+                talk.conversation.prepare()
+            line = editor.read(talk.editing or "")
+            if line is None:
+                return
             _take(talk, line)
         except (Qwen3Error, OSError) as error:
             _tell(talk, error)
-        except KeyboardInterrupt:  # of a command that takes its time
+        except KeyboardInterrupt:  # of a command that takes its time, or between two lines
             terminal.note("interrupted")
 
 

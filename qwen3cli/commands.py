@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ from qwen3cli.completion import Choice, Choices, nothing, paths, words
 from qwen3cli.config import KEYS, Setting, check_key, parse
 from qwen3cli.errors import UsageError
 from qwen3cli.folders import replace as write
+from qwen3cli.interrupt import uninterrupted
 from qwen3cli.options import check_setting, complete_models
 from qwen3cli.prompt import Message, render_prompt
 from qwen3cli.run import objection
@@ -34,6 +36,7 @@ class Command:
     takes: str  # as the help shows it
     about: str
     choices: Choices
+    slow: bool  # it may take its time, and Ctrl-C ends it
 
 
 COMMANDS: dict[str, Command] = {}
@@ -41,10 +44,10 @@ _Run = Callable[[Talk, str], None]
 
 
 def _command(
-    name: str, takes: str, about: str, choices: Choices = nothing
+    name: str, takes: str, about: str, choices: Choices = nothing, *, slow: bool = False
 ) -> Callable[[_Run], _Run]:
     def register(run: _Run) -> _Run:
-        COMMANDS[name] = Command(run, takes, about, choices)
+        COMMANDS[name] = Command(run, takes, about, choices, slow)
         return run
 
     return register
@@ -62,7 +65,9 @@ def execute(talk: Talk, line: str) -> bool:
         close = get_close_matches(word, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else "/help lists them."
         raise UsageError(f"unknown command {word}; {hint} A space before it makes it a message")
-    COMMANDS[word].run(talk, argument)
+    command = COMMANDS[word]
+    with nullcontext() if command.slow else uninterrupted():
+        command.run(talk, argument)
     return True
 
 
@@ -186,7 +191,7 @@ def _system(talk: Talk, argument: str) -> None:
     talk.terminal.note("no system message" if system is None else f"system message: {system}")
 
 
-@_command("/file", "[PATH...|none]", "send files with the next message", paths)
+@_command("/file", "[PATH...|none]", "send files with the next message", paths, slow=True)
 def _file(talk: Talk, argument: str) -> None:
     if argument == "none":
         talk.files.clear()
@@ -212,7 +217,13 @@ def _clear(talk: Talk, _argument: str) -> None:
 # ---- files ------------------------------------------------------------------
 
 
-@_command("/save", "[-f] [FILE]", "write the conversation: FILE.md, FILE.json; -f: over one", paths)
+@_command(
+    "/save",
+    "[-f] [FILE]",
+    "write the conversation: FILE.md, FILE.json; -f: over one",
+    paths,
+    slow=True,
+)
 def _save(talk: Talk, argument: str) -> None:
     names = _words(argument)
     force = names[:1] == ["-f"]
@@ -231,7 +242,7 @@ def _save(talk: Talk, argument: str) -> None:
     talk.terminal.note(f"saved as {path}")
 
 
-@_command("/load", "FILE", "take up a conversation that was saved as FILE.json", paths)
+@_command("/load", "FILE", "take up a conversation that was saved as FILE.json", paths, slow=True)
 def _load(talk: Talk, argument: str) -> None:
     names = _words(argument)
     if len(names) != 1:
@@ -349,7 +360,7 @@ def _stats(talk: Talk, _argument: str) -> None:
         note(f"session {talk.transcript.id}")
 
 
-@_command("/model", "[NAME]", "talk to another model about the same", _models)
+@_command("/model", "[NAME]", "talk to another model about the same", _models, slow=True)
 def _model(talk: Talk, argument: str) -> None:
     if argument:
         names = _words(argument)

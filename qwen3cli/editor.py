@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 from qwen3cli.completion import Choice
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.folders import xdg
-from qwen3cli.interrupt import watching
+from qwen3cli.interrupt import uninterrupted
 from qwen3cli.keys import quiet
 
 _EDITORS = ("editor", "nano", "vi")  # where neither $VISUAL nor $EDITOR is set
@@ -183,7 +182,7 @@ def _edited(text: str) -> str:
         path = Path(folder) / "message.md"
         path.write_text(text, "utf-8", "replace")
         try:
-            with watching({signal.SIGINT: lambda: None}):  # it is the editor's
+            with uninterrupted():  # Ctrl-C is the editor's
                 code = subprocess.call([*command, str(path)])
         except OSError as error:
             raise UsageError(f"cannot start the editor {command[0]}: {error.strerror}") from None

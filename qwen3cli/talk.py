@@ -168,8 +168,7 @@ class Talk:
         self.conversation.messages, self.conversation.system = messages, system
         self.editing = None
         if self.transcript:
-            with self.transcript:
-                pass
+            self.store(lambda transcript: transcript.close())
             self.transcript = Transcript.create(self.transcript.model, system)
             self.store(self._keep_all)
 
