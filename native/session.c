@@ -7,11 +7,10 @@
 
 #include "error.h"
 #include "graph.h"
-#include "together.h"
 
 /* Tokens of one pass: bounds the working memory of prefill. An expert sees few of them, so a
  * pass of MoE takes more. In the memory of any session some can decode together. */
-enum { MIN_BATCH = QWEN3_TOGETHER, MAX_BATCH = 512, MAX_BATCH_MOE = 2048 };
+enum { MIN_BATCH = MOST_SEQUENCES, MAX_BATCH = 512, MAX_BATCH_MOE = 2048 };
 
 qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv,
                                  qwen3_error *err) {
