@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from commandline import ENDLESS, QUESTION, Command, TerminalCommand
+from commandline import ENDLESS, QUESTION, THINKING, Command, TerminalCommand
 from gguf_tiny import tiny_model
 
 GREEDY = ("-m", "nano", "--temp", "0")
@@ -186,14 +186,12 @@ def test_a_dumb_terminal_sees_no_escapes(qwen3: Command) -> None:
 
 
 def test_ctrl_c_ends_the_thoughts_and_then_the_answer(qwen3: Command) -> None:
-    # Nothing else thinks for so long: greedy, and every token makes itself likelier.
-    args = ["-m", "nano", "--temp", "0", "--presence-penalty", "-100", "--thoughts", "show"]
-    terminal = qwen3.terminal("chat", *args)
+    terminal = qwen3.terminal("chat", *THINKING)
     terminal.wait_for_prompt()
     terminal.type("hello\r")
     terminal.wait_for(r"(\x1b\[2m.*?){20}")
     terminal.press("c")
-    terminal.wait_for(r"(\w+)\1{20}")
+    terminal.wait_for(r"\r\n\r\n[^\x1b]{20}")
     terminal.press("c")
     assert re.search(r"\(user\), answer [1-9]\d* tokens \(user\)", terminal.wait_for("seed"))
     terminal.wait_for_prompt()
