@@ -1,4 +1,4 @@
-/* program.h - a grammar as grammar.c checked it and matcher.c runs it. */
+/* program.h - a grammar as program.c checked it and matcher.c runs it. */
 #ifndef QWEN3_PROGRAM_H
 #define QWEN3_PROGRAM_H
 

@@ -22,6 +22,8 @@ static qwen3_status check_session(qwen3_session *const *sessions, size_t i, int3
     return status == QWEN3_OK ? status : fail(err, status, "session %zu: %s", i, why.text);
 }
 
+_Static_assert((int)QWEN3_TOGETHER <= (int)LEAST_BATCH, "the memory of the first holds them all");
+
 qwen3_status qwen3_extend_together(qwen3_session *const *sessions, const int32_t *tokens, size_t n,
                                    qwen3_error *err) {
     sequence sequences[QWEN3_TOGETHER];

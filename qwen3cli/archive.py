@@ -14,7 +14,8 @@ from qwen3cli import transcripts
 from qwen3cli.errors import DamagedFile, Qwen3Error, UsageError
 from qwen3cli.folders import replace
 from qwen3cli.memory import amount
-from qwen3cli.terminal import Terminal, clean, json_line
+from qwen3cli.sanitize import clean, json_line
+from qwen3cli.terminal import Terminal
 from qwen3cli.transcripts import Stored
 
 Format = Literal["markdown", "json", "jsonl", "text"]
@@ -71,25 +72,35 @@ def export(
     """A session in a format, to the file out or to stdout. form None: as the name of the file ends,
     or else markdown. Raises UsageError, and what transcripts.find and read raise."""
     if form is None:
-        form = _SUFFIXES.get(Path(out).suffix.lower(), "markdown") if out else "markdown"
+        form = format_of(out) if out else "markdown"
     elif form not in get_args(Format):
         raise UsageError(f"--format {form}: there are {', '.join(get_args(Format))}")
     path = transcripts.find(text)
     session = transcripts.read(path)
     if form == "jsonl":
-        written = "".join(map(json_line, transcripts.lines(path)))
-    elif form == "json":
-        written = json_line(_messages(session, thoughts))
-    elif form == "text":
-        written = "\n".join(f"{part}\n" for part, _ in _passages(session, thoughts))
+        text = "".join(map(json_line, transcripts.lines(path)))
     else:
-        written = _markdown(session, thoughts)
+        text = written(session, form, thoughts=thoughts)
     if out is None:
-        terminal.print(written)
+        terminal.print(text)
     elif Path(out).exists() and not force:
         raise UsageError(f"{out}: exists already; --force overwrites it")
     else:
-        replace(Path(out), clean(written))
+        replace(Path(out), clean(text))
+
+
+def format_of(name: str) -> Format:
+    """The format that a file's name ends in, markdown by default."""
+    return _SUFFIXES.get(Path(name).suffix.lower(), "markdown")
+
+
+def written(session: Stored, form: str, *, thoughts: bool) -> str:
+    """A session as text, JSON or else Markdown."""
+    if form == "json":
+        return json_line(_messages(session, thoughts))
+    if form == "text":
+        return "\n".join(f"{part}\n" for part, _ in _passages(session, thoughts))
+    return _markdown(session, thoughts)
 
 
 def rm(

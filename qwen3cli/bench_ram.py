@@ -45,7 +45,8 @@ from qwen3cli.memory import available, parse_bytes
 from qwen3cli.placement import Placement, place
 from qwen3cli.predict import Speed, predict, speed
 from qwen3cli.routes import guesses_of, misses_of, routes_of
-from qwen3cli.terminal import Terminal, one_line
+from qwen3cli.sanitize import one_line
+from qwen3cli.terminal import Terminal
 
 WARM_UP = 32  # tokens, four half-lives of the store's memory of what was used
 _BEHIND = 16  # at most so many tokens behind the prompt

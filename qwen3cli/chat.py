@@ -1,157 +1,152 @@
-"""The interactive loop: lines in, replies out, and the slash commands between."""
+"""The interactive loop: lines in, replies out, and between them what belongs to a session."""
 
 from __future__ import annotations
 
-import os
-import re
+import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 
-from qwen3cli import registry
-from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error
+from qwen3cli.commands import beginning, choices, execute
+from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
+from qwen3cli.interrupt import Terminated, orderly_termination, uninterrupted
+from qwen3cli.memory import amount
 from qwen3cli.options import Options
-from qwen3cli.run import (
-    exit_code,
-    objection,
-    open_conversation,
-    settings_of,
-    stream,
-)
-from qwen3cli.session import Conversation, Reply, Settings
-from qwen3cli.statistics import experts, statistics
+from qwen3cli.run import open_conversation, settings_of
+from qwen3cli.streams import reason
+from qwen3cli.talk import Talk, model_name
 from qwen3cli.terminal import Terminal
-
-COMMANDS = {
-    "/think": "think before the answers; /think or /no_think inside a message does it for one",
-    "/no_think": "answer at once",
-    "/budget": "N: at most N tokens of thinking; none: as many as it takes; alone: shows it",
-    "/system": "TEXT: the system message from now on; none: without one; alone: shows it",
-    "/clear": "forget the conversation",
-    "/stats": "the context in use, the settings, the last reply, the experts",
-    "/help": "this list",
-    "/exit": "leave, as Ctrl-D and /quit do",
-}
+from qwen3cli.transcripts import Transcript
 
 
-def chat(options: Options, terminal: Terminal) -> int:
+@dataclass(frozen=True)
+class Storage:
+    """Where a chat is stored, and which one goes on."""
+
+    latest: bool = False
+    session: str | None = None  # an id, or the beginning of one
+    save_kv: bool = False
+    private: bool = False  # not at all
+
+    @property
+    def resumes(self) -> bool:
+        return self.latest or self.session is not None
+
+    def check(self, typed: bool) -> None:
+        """Raises UsageError for flags that contradict each other."""
+        if self.latest and self.session is not None:
+            raise UsageError("--continue and --session are two sessions: give one")
+        if self.private and (self.resumes or self.save_kv):
+            raise UsageError(
+                "a --private chat is not stored: leave out --continue, --session, --save-kv"
+            )
+        if self.save_kv and not (typed or self.resumes):
+            raise UsageError("a chat from a pipe is not stored: --save-kv takes --session ID")
+
+
+def chat(options: Options, storage: Storage, terminal: Terminal) -> int:
     """Talks until the input ends; returns the exit code. With a terminal, errors and
     Ctrl-C end a turn; from a pipe, they end the chat, and the code is the last answer's."""
-    terminal.route_thoughts(options.thoughts)
     typed = sys.stdin is not None and sys.stdin.isatty() and terminal.visible
-    talk = _Chat(open_conversation(options, terminal), settings_of(options), terminal)
-    if typed:
-        terminal.note(
-            f"{talk.model}: /help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves"
-        )
-    for line in _typed_lines() if typed else _piped_lines():
-        try:
-            talk.take(line)
-        except Qwen3Error as error:
-            if not typed:
-                raise
-            hint = "; /clear forgets what was said" if isinstance(error, ContextOverflow) else ""
-            terminal.note(f"qwen3: {error}{hint}")
-        if talk.left or (talk.exit_code == INTERRUPTED and not typed):
-            break
+    storage.check(typed)
+    terminal.route_thoughts(options.thoughts)
+    with (
+        orderly_termination() if typed else nullcontext(),
+        _begun(options, storage, terminal, typed) as talk,
+    ):
+        if typed:
+            _converse(talk, remember=not storage.private)
+            if talk.terminated:
+                raise Terminated(128 + signal.SIGTERM)
+        else:
+            for line in _piped_lines():
+                _take(talk, line)
+                if talk.left or talk.exit_code == INTERRUPTED:
+                    break
     return 0 if typed else talk.exit_code
 
 
-class _Chat:
-    """A conversation and what the slash commands change about it."""
+@contextmanager
+def _begun(options: Options, storage: Storage, terminal: Terminal, typed: bool) -> Iterator[Talk]:
+    """A new chat or the one that goes on; stored at its end."""
+    stored: Transcript | None = None
+    if storage.resumes:
+        stored = (
+            Transcript.latest() if storage.session is None else Transcript.open(storage.session)
+        )
+        if options.model is None:
+            options = replace(options, model=stored.model)
+    conversation = open_conversation(options, terminal)
+    name = model_name(conversation, options.model)
+    if stored is None and typed and not storage.private:
+        try:
+            stored = Transcript.create(name, conversation.system)
+        except Qwen3Error as error:
+            terminal.note(f"qwen3: {error}")
+    talk = Talk(conversation, settings_of(options), options, terminal, stored, typed=typed)
+    try:
+        if stored and storage.resumes:
+            _resume(talk, stored, name)
+        yield talk
+        if storage.save_kv and talk.transcript and talk.transcript.turns:
+            _save_kv(talk, talk.transcript)
+        if typed and talk.transcript and talk.transcript.turns:
+            terminal.note(
+                f"`qwen3 chat --session {talk.transcript.id}` goes on with this", dim=True
+            )
+    finally:
+        talk.conversation.settle()
+        talk.store(lambda transcript: transcript.close())
 
-    def __init__(self, conversation: Conversation, settings: Settings, terminal: Terminal) -> None:
-        self.left = False
-        self._conversation = conversation
-        self._settings = settings
-        self._terminal = terminal
-        self._last: Reply | None = None
 
-    @property
-    def model(self) -> str:
-        return self._conversation.session.model.path.stem
+def _converse(talk: Talk, *, remember: bool) -> None:
+    """Lines from a terminal."""
+    from qwen3cli.editor import Editor  # prompt_toolkit: a pipe does not wait for it
 
-    @property
-    def exit_code(self) -> int:
-        """What the last reply would be as a command."""
-        return 0 if self._last is None else exit_code(self._last)
+    terminal = talk.terminal
+    editor = Editor(
+        choices=choices, fold=terminal.toggle_fold, note=terminal.note, remember=remember
+    )
+    terminal.note(
+        f"{talk.model}: /help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves"
+    )
+    talk.away = editor.away
+    while not talk.left:
+        try:
+            with uninterrupted(), suppress(Qwen3Error):  # the next turn meets it, and tells
+                talk.conversation.prepare()
+            line = editor.read(talk.editing or "")
+            if line is None:
+                return
+            _take(talk, line)
+        except (Qwen3Error, OSError) as error:
+            _tell(talk, error)
+        except KeyboardInterrupt:  # of a command that takes its time, or between two lines
+            terminal.note("interrupted")
 
-    def take(self, line: str) -> None:
-        """A line of input: nothing, a command, or a message."""
-        if not line.strip():
+
+def _take(talk: Talk, line: str) -> None:
+    """A line of input: nothing, a command, or a message. What a command could not do is told."""
+    instead, talk.editing = talk.editing is not None, None
+    try:
+        if not line.strip() or execute(talk, line):
             return
-        word, _, argument = line.partition(" ")
-        soft_switch = word in ("/think", "/no_think") and argument.strip()
-        if re.fullmatch(r"/\w+", word) and not soft_switch:
-            self._command(word, argument.strip())
-            return
-        events = self._conversation.reply(line, self._settings)
-        self._last = stream(self._conversation, events, self._settings, self._terminal)
-        if self._terminal.interactive:
-            self._terminal.note(statistics(self._last, self._conversation.session), dim=True)
-            if self._last.answer_stop == "user" and not self._last.answer:
-                self._terminal.note("interrupted before the answer: the message was taken back")
-
-    def _command(self, word: str, argument: str) -> None:
-        note = self._terminal.note
-        if word in ("/think", "/no_think"):
-            self._settings = replace(self._settings, think=word == "/think")
-            self._mode()
-        elif word == "/budget":
-            self._budget(argument)
-        elif word == "/system":
-            if argument:
-                self._conversation.system = None if argument == "none" else argument
-            system = self._conversation.system
-            note("no system message" if system is None else f"system message: {system}")
-        elif word == "/clear":
-            self._conversation.clear()
-            note("conversation forgotten")
-        elif word == "/stats":
-            self._stats()
-        elif word == "/help":
-            for name, text in COMMANDS.items():
-                note(f"{name:<10} {text}")
-        elif word in ("/exit", "/quit"):
-            self.left = True
-        else:
-            note(f"unknown command {word}{_suggestion(word)}; a space before it makes it a message")
-
-    def _budget(self, argument: str) -> None:
-        if argument == "none":
-            self._settings = replace(self._settings, budget=None)
-        elif re.fullmatch(r"\d{1,9}", argument):
-            self._settings = replace(self._settings, budget=int(argument))
-        elif argument:
-            self._terminal.note(f"{argument}: a budget is a number of tokens, or none")
-            return
-        self._mode()
-
-    def _mode(self) -> None:
-        """Notes how the next message will be answered, if it has no switch of its own."""
-        thinking = "on" if self._conversation.thinks(self._settings) else "off"
-        budget = "none" if self._settings.budget is None else self._settings.budget
-        why = objection(self._conversation, self._settings)
-        self._terminal.note(f"thinking {thinking}, budget {budget}" + (f": {why}" if why else ""))
-
-    def _stats(self) -> None:
-        talk, note = self._conversation, self._terminal.note
-        turns = sum(message["role"] == "user" for message in talk.messages)
-        used = len(talk.prompt(add_generation_prompt=False))
-        plural = "" if turns == 1 else "s"
-        note(f"{turns} turn{plural}, {used} of {talk.session.n_ctx} tokens of context")
-        self._mode()
-        if self._last is not None:
-            note(f"last reply: {statistics(self._last, talk.session)}")
-        if line := experts(talk.session.model):
-            note(line)
+    except (Qwen3Error, OSError) as error:
+        _tell(talk, error)
+        return
+    if instead:
+        talk.say_instead(line)
+    else:
+        talk.say(line)
 
 
-def _suggestion(word: str) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(word, COMMANDS, 1)
-    return f"; did you mean {close[0]}?" if close else "; /help lists them"
+def _tell(talk: Talk, error: Exception) -> None:
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+    hint = "; /ctx shows what takes room" if isinstance(error, ContextOverflow) else ""
+    talk.terminal.note(f"qwen3: {text}{hint}")
 
 
 def _piped_lines() -> Iterator[str]:
@@ -160,60 +155,47 @@ def _piped_lines() -> Iterator[str]:
             yield line.decode("utf-8", "replace").rstrip("\r\n")
 
 
-def _typed_lines() -> Iterator[str]:
-    """Lines edited with prompt_toolkit. Ctrl-C drops the line, Ctrl-D ends the input."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.application import create_app_session
-    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-    from prompt_toolkit.output import Output, create_output
-    from prompt_toolkit.output.plain_text import PlainTextOutput
-    from prompt_toolkit.utils import is_dumb_terminal
+# ---- sessions ---------------------------------------------------------------
 
-    keys = KeyBindings()
 
-    @keys.add("enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    history: History
-    try:
-        history = FileHistory(_history_file())
-    except OSError:  # a read-only home is no reason not to talk
-        history = InMemoryHistory()
-    output: Output
-    if is_dumb_terminal():
-        watched = sys.stdout if sys.stdout is not None and sys.stdout.isatty() else sys.stderr
-        output = PlainTextOutput(watched)
+def _resume(talk: Talk, stored: Transcript, name: str) -> None:
+    """Goes on where a session ended, with the model called so."""
+    conversation, note = talk.conversation, talk.terminal.note
+    if name != stored.model:
+        note(f"this session was with {stored.model}, and goes on with {name}")
+        talk.store(lambda transcript: transcript.set_model(name))
+    if talk.options.system is None:
+        conversation.system = stored.system
     else:
-        output = create_output(always_prefer_tty=True)
-    # Not as an argument: given one, a prompt would draw on a dumb terminal as on any other.
-    with create_app_session(output=output):
-        session: PromptSession[str] = PromptSession(
-            "> ",
-            multiline=True,  # a paste may hold several lines
-            prompt_continuation="  ",
-            key_bindings=keys,
-            history=history,
-        )
-    while True:
+        talk.store(lambda transcript: transcript.set_system(talk.options.system))
+    conversation.messages = stored.messages
+    turns = len(stored.turns)
+    told = f"session {stored.id}: {turns} turn{'s' * (turns != 1)}"
+    if stored.turns and stored.kv_path.exists():
         try:
-            yield session.prompt()
-        except KeyboardInterrupt:
-            continue
-        except EOFError:
-            return
+            conversation.session.load(stored.kv_path)
+            told += ", restored from its kv cache"
+        except Qwen3Error as error:
+            told += f", computed again: {error}"
+    if talk.typed:
+        note(told)
+        for message in stored.messages[-2:]:
+            who = "you" if message["role"] == "user" else "qwen3"
+            note(f"{who}: {beginning(message.get('content') or '', 300)}", dim=True)
 
 
-def _history_file() -> str:
-    """The file of the lines typed so far, for its owner's eyes only."""
-    folder = registry.xdg("XDG_STATE_HOME", ".local/state")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / "history"
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    path.chmod(0o600)
-    return str(path)
+def _save_kv(talk: Talk, transcript: Transcript) -> None:
+    """Keeps the kv cache beside the session, for its next time."""
+    conversation = talk.conversation
+    conversation.settle()
+    try:
+        conversation.session.sync(
+            conversation.said()
+        )  # without the last thoughts: as it is resumed
+        conversation.session.save(transcript.kv_path)
+        size = amount(transcript.kv_path.stat().st_size)
+    except (Qwen3Error, OSError) as error:
+        talk.terminal.note(f"qwen3: the kv cache is not saved: {error}")
+        return
+    if talk.typed:
+        talk.terminal.note(f"kv cache saved: {size}", dim=True)

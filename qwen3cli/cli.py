@@ -13,8 +13,10 @@ import typer
 
 from quant.errors import QuantError
 from qwen3cli import __version__
+from qwen3cli.cli_chat import chat
 from qwen3cli.cli_config import settings
 from qwen3cli.cli_eval import evaluation
+from qwen3cli.cli_run import run
 from qwen3cli.cli_session import sessions
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
 from qwen3cli.options import (
@@ -25,7 +27,6 @@ from qwen3cli.options import (
     KvType,
     ModelArgument,
     ModelName,
-    Options,
     PreferCached,
     QuantizerThreads,
     Ram,
@@ -34,7 +35,8 @@ from qwen3cli.options import (
     complete_models,
     shared,
 )
-from qwen3cli.terminal import CLOSED_OUTPUT, OutputClosed, Terminal, reason
+from qwen3cli.streams import OutputClosed, reason
+from qwen3cli.terminal import CLOSED_OUTPUT, Terminal
 
 # Help is plain text and errors are one line: Rich would double the start-up time.
 app = typer.Typer(
@@ -106,62 +108,8 @@ _TYPES = (
 )
 
 
-@app.command()
-@shared
-def run(
-    context: typer.Context,
-    prompt: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
-    file: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-f", "--file", metavar="FILE", help="With a text; may be repeated; -: stdin."
-        ),
-    ] = None,
-    extract: Annotated[
-        bool, typer.Option("-x", "--extract", help="Print the code of the last fenced block alone.")
-    ] = False,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "-n",
-            "--samples",
-            metavar="K",
-            help="K answers, with seeds one by one.",
-            min=1,
-            max=9999,
-        ),
-    ] = None,
-    null: Annotated[
-        bool, typer.Option("-0", "--null", help="End each answer with NUL, for xargs -0.")
-    ] = False,
-    receipt: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Write what `qwen3 replay` repeats it from."),
-    ] = None,
-    as_json: Json = False,
-    as_events: Annotated[
-        bool, typer.Option("--jsonl", help="Print a JSON object for each event, as they come.")
-    ] = False,
-    *,
-    options: Options,
-) -> int:
-    """Answer one question. Files and text from a pipe follow the prompt, or are the prompt."""
-    from qwen3cli.printer import Form
-    from qwen3cli.run import Order, run
-
-    several = samples is not None
-    form = Form(json=as_json, events=as_events, extract=extract, null=null, several=several)
-    order = Order(prompt, file or (), form, samples or 1, receipt)
-    return run(order, options, context.obj)
-
-
-@app.command()
-@shared
-def chat(context: typer.Context, *, options: Options) -> int:
-    """Talk over several turns. From a pipe, every line is a turn."""
-    from qwen3cli.chat import chat
-
-    return chat(options, context.obj)
+app.command()(run)
+app.command()(chat)
 
 
 @app.command()

@@ -146,6 +146,7 @@ class Grammar:
         supported and its place."""
         from qwen3cli.schema import compiled  # few answers keep to one
 
+        self.schema = schema
         program = compiled(schema)
         try:
             self._native = qwen3_native.Grammar(

@@ -60,6 +60,13 @@ def watching(actions: Mapping[int, Callable[[], None]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing: what is begun inside is done as a whole."""
+    with watching({signal.SIGINT: lambda: None}):
+        yield
+
+
 class Terminated(SystemExit):
     """SIGTERM: everything is put back on the way out."""
 

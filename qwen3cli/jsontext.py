@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
+from functools import cache
 from typing import Any
 
 from qwen3cli.program import ANY, Place, Program, Ranges, complement, intersection
@@ -83,11 +84,16 @@ def other_key(program: Program, names: Collection[str], then: Place) -> Place:
         if text:
             following.setdefault(text[:-1], []).append(text)
     places: dict[str, Place] = {}
+
+    @cache
+    def unlike(chars: str) -> Place:
+        """A character that none of the names goes on with."""
+        return character(program, complement((ord(char), ord(char)) for char in chars), rest)
+
     for text in sorted(beginnings, key=len, reverse=True):
-        longer = following.get(text, [])
-        used = [(ord(t[-1]), ord(t[-1])) for t in longer]
-        ways = [character(program, complement(used), rest)]
-        ways += [character(program, (c,), places[t]) for c, t in zip(used, longer, strict=True)]
+        longer = sorted(following.get(text, []))
+        ways = [unlike("".join(t[-1] for t in longer))]
+        ways += [program.literal(quoted(t[-1])[1:-1], places[t]) for t in longer]
         if text not in names:
             ways.append(end)
         places[text] = program.either(*ways)

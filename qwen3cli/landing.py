@@ -19,7 +19,7 @@ def ends(before: bytes, after: bytes) -> bool:
     In doubt it is not. before: the last text, at least a line of it."""
     text, following = before.decode("utf-8", "replace"), after.decode("utf-8", "replace")
     written = text.rstrip()
-    if "\n" in text[len(written) :] or following.lstrip(" \t")[:1] == "\n":
+    if "\n" in text[len(written) :]:
         return bool(written) and not written.endswith(_GOES_ON)
     sentence, first = text.rstrip(" ").rstrip(_CLOSERS), following.lstrip(" ")[:1]
     if sentence.endswith(_WIDE):

@@ -25,6 +25,11 @@ class Bounds:
     low_open: bool = False  # the bound itself is outside
     high_open: bool = False
 
+    def hold(self, value: Decimal) -> bool:
+        low, high = self.low, self.high
+        above = low is None or value > low or (value == low and not self.low_open)
+        return above and (high is None or value < high or (value == high and not self.high_open))
+
 
 def integer(program: Program, bounds: Bounds, then: Place) -> Place:
     return _signed(program, bounds, 0, then)
@@ -89,18 +94,17 @@ def _signed(program: Program, bounds: Bounds, decimals: int, then: Place) -> Pla
     zero = Decimal(0)
     ways = []
     if high is None or high >= 0:
-        at_least = (low, low_open) if low is not None and low > 0 else (zero, low == 0 and low_open)
-        ways.append(_magnitude(program, *at_least, high, high_open, decimals, then))
-    if low is None or low <= 0:
-        least, least_open = (-high, high_open) if high is not None and high < 0 else (zero, False)
-        if least == 0:  # -0 is no integer that anybody writes, and 0 may be outside
-            least_open = decimals == 0 or (high == 0 and high_open)
-        most = -low if low is not None else None
-        ways.append(
-            program.literal(
-                "-", _magnitude(program, least, least_open, most, low_open, decimals, then)
-            )
-        )
+        least, least_open = zero, low == 0 and low_open
+        if low is not None and low > 0:
+            least, least_open = low, low_open
+        ways.append(_magnitude(program, least, least_open, high, high_open, decimals, then))
+    if low is None or low <= 0:  # -0 is no integer that anybody writes
+        least, least_open = zero, decimals == 0 or (high == 0 and high_open)
+        if high is not None and high < 0:
+            least, least_open = high.copy_abs(), high_open
+        most = low if low is None else low.copy_abs()
+        size = _magnitude(program, least, least_open, most, low_open, decimals, then)
+        ways.append(program.literal("-", size))
     return program.either(*ways)
 
 
@@ -115,6 +119,7 @@ def _magnitude(
 ) -> Place:
     """Numbers without a sign, between bounds that have no more decimals than they."""
     step = Decimal(1).scaleb(-decimals)
+    high = None if high is None else high.copy_abs()  # -0 is 0
     ways = []
     for length in range(1, DIGITS + 1):
         least = Decimal(10) ** (length - 1) if length > 1 else Decimal(0)

@@ -215,7 +215,7 @@ class Options:
     drop_misses: DropMisses = 0.0
     threads: Threads = 0
     thoughts: Annotated[
-        str | None, _flag("--thoughts", "Where the thoughts go.", "show|hide|FILE")
+        str | None, _flag("--thoughts", "Where the thoughts go.", "show|dim|fold|hide|FILE")
     ] = None
 
 

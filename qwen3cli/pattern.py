@@ -84,7 +84,7 @@ _ANYTHING = _Repeat(_Set(ANY), 0, None)
 
 
 def pattern(program: Program, text: str, then: Place) -> Place:
-    """The characters of a string that holds a match. Raises UsageError for what is not supported."""
+    """The characters of a string in which there is a match. Raises UsageError."""
     return _Parser(text).parse().build(program, then)
 
 

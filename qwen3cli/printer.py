@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from qwen3cli.errors import UsageError
 from qwen3cli.fences import last_block
-from qwen3cli.session import Answer, Reply, Thought
+from qwen3cli.session import Answer, Closed, Event, Reply
 from qwen3cli.terminal import Terminal
 
 
@@ -53,9 +53,13 @@ class Printer:
         elif self._form.streams:
             self._separate()
 
-    def part(self, part: Thought | Answer) -> None:
-        if self._form.events and part.text:
-            self._event("answer" if isinstance(part, Answer) else "thought", {"text": part.text})
+    def part(self, part: Event) -> None:
+        if self._form.events:
+            if isinstance(part, Closed):
+                self._event("closed", asdict(part))
+            elif part.text:
+                kind = "answer" if isinstance(part, Answer) else "thought"
+                self._event(kind, {"text": part.text})
         elif self._form.streams and isinstance(part, Answer):
             self._terminal.answer(part.text)
 

@@ -29,7 +29,8 @@ from qwen3cli.options import Options
 from qwen3cli.prompt import Generation, template_text
 from qwen3cli.reply import Reply, Request, Settings
 from qwen3cli.session import Conversation
-from qwen3cli.terminal import Terminal, reason
+from qwen3cli.streams import reason
+from qwen3cli.terminal import Terminal
 
 FORMAT = 1  # of receipts
 _BEGINS = b'{"receipt":'

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 from typing import Literal
 
-from qwen3cli.engine import Cancelled, Sampling, Session
+from qwen3cli.engine import Cancelled, Grammar, Matcher, Sampling, Session
 from qwen3cli.errors import ContextOverflow
 from qwen3cli.passage import Passage
 from qwen3cli.prompt import Message
@@ -40,6 +40,7 @@ class Settings:
     max_tokens: int | None = None  # most tokens of the answer
     stop: Sequence[str] = ()  # the answer ends before any of these texts
     overflow: Overflow = "error"  # or the oldest turns are not sent
+    grammar: Grammar | None = None  # what the answer has to keep to
     seed: int | None = None  # None: a random one
     temperature: float | None = None
     top_k: int | None = None
@@ -66,10 +67,23 @@ class Thought:
 
 
 @dataclass(frozen=True)
+class Closed:
+    """The thoughts are over."""
+
+    tokens: int
+    limit: int | None  # in tokens, of a budget in tokens
+    seconds: float
+    stop: ThinkingStop
+
+
+@dataclass(frozen=True)
 class Answer:
     """More text of the answer."""
 
     text: str
+
+
+Event = Thought | Closed | Answer
 
 
 @dataclass(frozen=True)
@@ -152,6 +166,7 @@ class Run:
         tokenizer = session.model.tokenizer
         self._thoughts = Passage(tokenizer, trim_end=True)
         self._answer = Passage(tokenizer, stop=[s for s in settings.stop if s])
+        self._matcher = settings.grammar.matcher() if settings.grammar else None
         self._thought_ids: list[int] = []
         self._closed_at: int | None = None  # where in the output thoughts were closed early
         if goes_on:
@@ -175,12 +190,13 @@ class Run:
             max_tokens=settings.max_tokens,
             prefilled=request.prefilled or goes_on is not None,
             room=room,
+            constrained=settings.grammar is not None,
             used=len(self._thought_ids),
         )
         self._reused = self._computed = self._sampled = 0
         self._prefill_s = self._decode_s = self._thinking_s = 0.0
 
-    def steps(self) -> Generator[Thought | Answer | Compute, int | None, None]:
+    def steps(self) -> Generator[Event | Compute, int | None, None]:
         """Events, and what has to be computed before the next. A driver that was cancelled throws
         Cancelled in: the reply then ends with what there is of it."""
         control = self.control
@@ -197,6 +213,8 @@ class Run:
                 yield from self._step()
                 if thinking:
                     self._thinking_s += perf_counter() - start
+                    if not control.thinking:
+                        yield self._closed()
         except Cancelled:
             control.interrupt()
         if text := self._answer.finish(cut=control.answer_stop in ("limit", "user")):
@@ -251,7 +269,7 @@ class Run:
             output=tuple(self.output),
         )
 
-    def _step(self) -> Generator[Thought | Answer | Compute, int | None, None]:
+    def _step(self) -> Generator[Event | Compute, int | None, None]:
         """What is wished, what is forced, or else a token."""
         control = self.control
         if self.wishes.end:
@@ -269,11 +287,11 @@ class Run:
         elif not control.done:
             yield from self._sample()
 
-    def _sample(self) -> Generator[Thought | Answer | Compute, int | None, None]:
+    def _sample(self) -> Generator[Event | Compute, int | None, None]:
         """Samples a token, yields the text it completes, computes it."""
         control = self.control
         start = perf_counter()
-        token = self.session.sample(self._sampling, generated_from=len(self.prompt))
+        token = self._drawn(self._matcher if control.answering else None)
         self._decode_s += perf_counter() - start
         self._sampled += 1
         part = control.accept(token)
@@ -294,8 +312,21 @@ class Run:
             yield Compute([token], prompt=False)
             self._decode_s += perf_counter() - start
 
+    def _drawn(self, matcher: Matcher | None) -> int:
+        """The next token; in an answer that has to keep to a grammar, one that it allows."""
+        generated_from = len(self.prompt)
+        if matcher is None:
+            return self.session.sample(self._sampling, generated_from=generated_from)
+        token = self.session.sample(self._sampling, generated_from=generated_from, matcher=matcher)
+        matcher.accept(token)
+        return token
 
-def drive(run: Run) -> Iterator[Thought | Answer]:
+    def _closed(self) -> Closed:
+        control, budget = self.control, self.control.budget
+        return Closed(control.thinking_tokens, budget, self._thinking_s, control.thinking_stop)
+
+
+def drive(run: Run) -> Iterator[Event]:
     """Computes a reply alone; yields its text."""
     session, steps = run.session, run.steps()
     reused: int | None = None

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen3cli import obtain, receipts
 from qwen3cli.budgets import parse_budget
@@ -17,9 +18,12 @@ from qwen3cli.pieces import gather, joined, overflow
 from qwen3cli.placement import Placement, place
 from qwen3cli.printer import Form, Printer
 from qwen3cli.prompt import Generation
-from qwen3cli.session import Answer, Conversation, Events, Reply, Settings, Thought
-from qwen3cli.statistics import described, statistics
+from qwen3cli.session import Answer, Closed, Conversation, Event, Events, Reply, Settings, Thought
+from qwen3cli.statistics import described, statistics, thought_for
 from qwen3cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from qwen3cli.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Order:
     form: Form
     samples: int = 1
     receipt: str | None = None  # a file
+    schema: str | None = None  # a file; the answers keep to it
 
 
 def run(order: Order, options: Options, terminal: Terminal) -> int:
@@ -39,8 +44,11 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
     terminal.route_thoughts(options.thoughts, default=not order.form.is_json)
     if order.receipt is not None:
         receipts.check_name(order.receipt)
+    schema = _schema(order.schema)
     conversation = open_conversation(options, terminal)
     settings = settings_of(options)
+    if schema is not None:
+        settings = replace(settings, grammar=conversation.grammar(schema))
     replies, codes = [], []
     try:
         for reply, code in _samples(conversation, joined(pieces), settings, order, terminal):
@@ -54,6 +62,15 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
         receipt = receipts.of(conversation, options, settings, replies, terminal)
         receipts.write(receipt, order.receipt)
     return max(codes)
+
+
+def _schema(file: str | None) -> Schema | None:
+    """Read before a model is opened."""
+    if file is None:
+        return None
+    from qwen3cli.schema import load
+
+    return load(file)
 
 
 def _samples(
@@ -95,18 +112,22 @@ def exit_code(reply: Reply) -> int:
 def open_conversation(options: Options, terminal: Terminal) -> Conversation:
     """An empty conversation with the model that the options choose, and a file of thoughts
     that is empty too."""
+    conversation = Conversation(open_session(options, terminal), system=options.system)
+    if why := objection(conversation, settings_of(options)):
+        terminal.note(f"qwen3: {why}")
+    terminal.empty_thoughts()
+    return conversation
+
+
+def open_session(options: Options, terminal: Terminal) -> Session:
+    """A session of the model that the options choose."""
     path = obtain.choose(options.model, terminal)
     placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
     if note := _expected(placement, path, options):
         terminal.note(note)
     model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
     model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
-    session = model.session(n_ctx=placement.n_ctx, kv=options.kv)
-    conversation = Conversation(session, system=options.system)
-    if why := objection(conversation, settings_of(options)):
-        terminal.note(f"qwen3: {why}")
-    terminal.empty_thoughts()
-    return conversation
+    return model.session(n_ctx=placement.n_ctx, kv=options.kv)
 
 
 def _expected(placement: Placement, path: Path, options: Options) -> str | None:
@@ -161,7 +182,7 @@ def stream(
 ) -> Reply:
     """Shows a reply on the terminal as it comes, and what there is to tell about it."""
 
-    def show_answer(part: Thought | Answer) -> None:
+    def show_answer(part: Event) -> None:
         if isinstance(part, Answer):
             terminal.answer(part.text)
 
@@ -176,7 +197,7 @@ def show(
     conversation: Conversation,
     events: Events,
     terminal: Terminal,
-    part: Callable[[Thought | Answer], None],
+    part: Callable[[Event], None],
 ) -> Reply:
     """Shows the thoughts of a reply as they come, and hands every event to part. events: asked
     for before, so that Ctrl-C is for this reply and ends it with what there is of it. Where
@@ -195,9 +216,12 @@ def show(
         for event in events:
             if isinstance(event, Reply):
                 break
-            if thinking := isinstance(event, Thought):
-                terminal.thought(event.text)
+            if isinstance(event, Thought):
+                terminal.thought(event.text, event.tokens, event.limit)
+            elif isinstance(event, Closed):
+                terminal.end_thoughts(thought_for(event))
             part(event)
+            thinking = isinstance(event, Thought)
     assert isinstance(event, Reply)
     if landed or event.answer_stop == "user":
         terminal.interrupted()

@@ -12,9 +12,9 @@ a set of paths again, so there are only so many rules, and recursion is a rule t
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -22,7 +22,19 @@ from urllib.parse import unquote
 
 from qwen3cli.errors import UsageError
 from qwen3cli.jsontext import colon, comma, constant, other_key, quoted, string
-from qwen3cli.numerals import Bounds, integer, number
+from qwen3cli.keywords import (
+    FORMATS,
+    TYPES,
+    Schemas,
+    allowed_types,
+    bounds,
+    check,
+    escaped,
+    holds,
+    limits,
+    refuse,
+)
+from qwen3cli.numerals import integer, number
 from qwen3cli.pattern import pattern
 from qwen3cli.program import Place, Program
 
@@ -31,34 +43,6 @@ Paths = tuple[str, ...]  # of schemas that apply together
 
 MAX_BYTES = 1 << 20
 _MAX_ALTERNATIVES = 20_000  # of all rules
-_MAX_COUNT = 1_000_000  # items, characters
-
-_ANNOTATIONS = frozenset(
-    "title description default examples example deprecated readOnly writeOnly discriminator "
-    "$schema $id $comment $defs definitions".split()  # noqa: SIM905
-)
-_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-
-_YEAR = r"[1-9]\d{3}"
-_LEAP = r"(?:(?:[2468][048]|[13579][26])00|[1-9]\d(?:0[48]|[2468][048]|[13579][26]))"
-_DATE = (
-    rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
-    rf"|02-(?:0[1-9]|1\d|2[0-8]))|{_LEAP}-02-29)"
-)
-_TIME = (
-    r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
-)
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
-_ATOM = r"[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]{1,32}"
-_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "uuid": "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-    "email": rf"{_ATOM}(?:\.{_ATOM}){{0,3}}@{_LABEL}(?:\.{_LABEL}){{1,4}}",
-    "ipv4": rf"{_OCTET}(?:\.{_OCTET}){{3}}",
-}
 
 
 class Compiled(NamedTuple):
@@ -87,11 +71,14 @@ def parse(text: str, name: str = "schema") -> Schema:
     if len(text) > MAX_BYTES:
         raise UsageError(f"{name}: a schema is at most {MAX_BYTES:,} bytes long")
 
-    def refuse(spelled: str) -> NoReturn:
-        raise UsageError(f"{name}: {spelled} is not JSON")
+    def no_number(spelled: str) -> NoReturn:
+        raise UsageError(f"{name}: {spelled} is no number of JSON, or too large")
+
+    def real(spelled: str) -> float:
+        return value if math.isfinite(value := float(spelled)) else no_number(spelled)
 
     try:
-        schema = json.loads(text, parse_constant=refuse)
+        schema = json.loads(text, parse_constant=no_number, parse_float=real)
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
@@ -108,14 +95,21 @@ def parse(text: str, name: str = "schema") -> Schema:
 def compiled(schema: Schema | str) -> Compiled:
     """The grammar of a schema (str: its JSON). Raises UsageError for what is not supported."""
     try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        compiler = _Compiler(parse(text))  # a copy, of nothing but JSON
+        compiler = _Compiler(parse(schema if isinstance(schema, str) else _spelled(schema)))
         start = compiler.run()
     except RecursionError:
         raise UsageError("the schema nests too deeply") from None
+    except UnicodeEncodeError:
+        raise UsageError("the schema has half of a surrogate pair, which is no text") from None
+    return Compiled(compiler.program.code, compiler.program.sets, start)
+
+
+def _spelled(schema: Schema) -> str:
+    """As it would be in a file, so that only what JSON knows comes in."""
+    try:
+        return json.dumps(schema)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the schema is no JSON: {error}") from None
-    return Compiled(compiler.program.code, compiler.program.sets, start)
 
 
 class _Compiler:
@@ -155,11 +149,11 @@ class _Compiler:
             for part in path.split("/")[1:]:
                 schema = _child(schema, unquote(part).replace("~1", "/").replace("~0", "~"))
                 if schema is None:
-                    _refuse(path, "there is nothing in the schema at this path")
+                    refuse(path, "there is nothing in the schema at this path")
             if not isinstance(schema, dict | bool):
-                _refuse(path, "a schema is a JSON object, true or false")
+                refuse(path, "a schema is a JSON object, true or false")
             if isinstance(schema, dict):
-                _check(path, schema)
+                check(path, schema)
             self._known[path] = schema
         return self._known[path]
 
@@ -175,7 +169,7 @@ class _Compiler:
         (path, above), rest = todo[0], todo[1:]
         schema = self._at(path)
         if path in above:
-            _refuse(path, "the schema refers to itself and to nothing else")
+            refuse(path, "the schema refers to itself and to nothing else")
         if schema is False:
             return
         if schema is True:
@@ -197,54 +191,49 @@ class _Compiler:
 
     def _one_way(self, paths: Paths) -> Place:
         schemas = {path: self._dict(path) for path in paths}
-        types = set(_TYPES)
-        for schema in schemas.values():
-            types &= _types(schema)
         if any("enum" in schema or "const" in schema for schema in schemas.values()):
-            return self._constants(schemas, types)
+            return self._constants(schemas)
+        types = set(TYPES)
+        for schema in schemas.values():
+            types &= allowed_types(schema)
         if "number" in types:
             types.discard("integer")
-        build: dict[str, Callable[[dict[str, dict[str, Any]]], Place]] = {
+        build: dict[str, Callable[[Schemas], Place]] = {
             "null": lambda _: self.program.literal("null", self.program.done),
             "boolean": lambda _: self.program.either(
                 *(self.program.literal(text, self.program.done) for text in ("true", "false"))
             ),
-            "integer": lambda s: integer(self.program, _bounds(s), self.program.done),
-            "number": lambda s: number(self.program, _bounds(s), self.program.done),
+            "integer": lambda s: integer(self.program, bounds(s), self.program.done),
+            "number": lambda s: number(self.program, bounds(s), self.program.done),
             "string": self._string,
             "array": self._array,
             "object": self._object,
         }
-        return self.program.either(*(build[type_](schemas) for type_ in _TYPES if type_ in types))
+        return self.program.either(*(build[type_](schemas) for type_ in TYPES if type_ in types))
 
     def _dict(self, path: str) -> dict[str, Any]:
         schema = self._at(path)
         assert isinstance(schema, dict)
         return schema
 
-    def _constants(self, schemas: dict[str, dict[str, Any]], types: Collection[str]) -> Place:
-        allowed: dict[str, Any] | None = None
-        for path, schema in schemas.items():
-            for keyword in schema:
-                if keyword not in _BESIDE_CONSTANTS:
-                    _refuse(f"{path}/{keyword}", "beside enum or const it is not supported")
-            for keyword in ("enum", "const"):
-                if keyword in schema:
-                    values = schema["enum"] if keyword == "enum" else [schema["const"]]
-                    named = {json.dumps(v, sort_keys=True): v for v in values}
-                    allowed = {k: v for k, v in named.items() if allowed is None or k in allowed}
-        assert allowed is not None
+    def _constants(self, schemas: Schemas) -> Place:
+        lists = [schema["enum"] for schema in schemas.values() if "enum" in schema]
+        lists += [[schema["const"]] for schema in schemas.values() if "const" in schema]
+        allowed = {json.dumps(value, sort_keys=True): value for value in lists[0]}
+        for values in lists[1:]:
+            others = {json.dumps(value, sort_keys=True) for value in values}
+            allowed = {text: value for text, value in allowed.items() if text in others}
         return self.program.either(
             *(
                 constant(self.program, value, self.program.done)
                 for value in allowed.values()
-                if not types.isdisjoint(_types_of(value))
+                if all(holds(path, schema, value) for path, schema in schemas.items())
             )
         )
 
-    def _string(self, schemas: dict[str, dict[str, Any]]) -> Place:
+    def _string(self, schemas: Schemas) -> Place:
         program = self.program
-        low, high = _range(schemas, "minLength", "maxLength")
+        low, high = limits(schemas, "minLength", "maxLength")
         shapes: dict[str, str] = {}  # the regular expression: where it is from
         for path, schema in schemas.items():
             if "pattern" in schema:
@@ -254,7 +243,7 @@ class _Compiler:
         if not shapes:
             return string(program, low, high, program.done)
         if len(shapes) > 1 or low > 0 or high is not None:
-            _refuse(
+            refuse(
                 list(shapes.values())[-1],
                 "pattern, format and a length of the same string are supported one at a time",
             )
@@ -262,14 +251,14 @@ class _Compiler:
         try:
             inner = pattern(program, expression, program.literal('"', program.done))
         except UsageError as error:
-            _refuse(path, str(error))
+            refuse(path, str(error))
         return program.literal('"', inner)
 
-    def _object(self, schemas: dict[str, dict[str, Any]]) -> Place:
+    def _object(self, schemas: Schemas) -> Place:
         program = self.program
         required = {name for schema in schemas.values() for name in schema.get("required", ())}
         declared = [name for schema in schemas.values() for name in schema.get("properties", ())]
-        names = list(dict.fromkeys(declared + [n for s in schemas.values() for n in s.get("required", ())]))
+        names = list(dict.fromkeys([*declared, *sorted(required)]))
         others = [
             f"{path}/additionalProperties"
             for path, schema in schemas.items()
@@ -295,10 +284,10 @@ class _Compiler:
                 behind = program.either(end, behind)
         return program.literal("{", program.either(end, before) if may_end else before)
 
-    def _array(self, schemas: dict[str, dict[str, Any]]) -> Place:
+    def _array(self, schemas: Schemas) -> Place:
         program = self.program
-        low, high = _range(schemas, "minItems", "maxItems")
-        n_fixed = max(len(schema.get("prefixItems", ())) for schema in schemas.values()) if schemas else 0
+        low, high = limits(schemas, "minItems", "maxItems")
+        n_fixed = max((len(s.get("prefixItems", ())) for s in schemas.values()), default=0)
         end = program.literal("]", program.done)
 
         def item(i: int, then: Place) -> Place:
@@ -330,18 +319,18 @@ class _Compiler:
 # ---- what the schemas of one value say together -----------------------------------
 
 
-def _of(schemas: dict[str, dict[str, Any]], name: str) -> list[str]:
+def _of(schemas: Schemas, name: str) -> list[str]:
     """The paths of what a property has to be."""
     paths = []
     for path, schema in schemas.items():
         if name in schema.get("properties", ()):
-            paths.append(f"{path}/properties/{_escaped(name)}")
+            paths.append(f"{path}/properties/{escaped(name)}")
         elif "additionalProperties" in schema:
             paths.append(f"{path}/additionalProperties")
     return paths
 
 
-def _item(schemas: dict[str, dict[str, Any]], i: int) -> list[str]:
+def _item(schemas: Schemas, i: int) -> list[str]:
     """The paths of what the i-th item has to be."""
     paths = []
     for path, schema in schemas.items():
@@ -352,58 +341,7 @@ def _item(schemas: dict[str, dict[str, Any]], i: int) -> list[str]:
     return paths
 
 
-def _types(schema: dict[str, Any]) -> set[str]:
-    named = schema.get("type", _TYPES)
-    types = {named} if isinstance(named, str) else set(named)
-    if "number" in types:
-        types.add("integer")
-    if schema.get("nullable"):
-        types.add("null")
-    return types
-
-
-def _types_of(value: Any) -> set[str]:
-    if isinstance(value, float) and value.is_integer():
-        return {"number", "integer"}
-    names: dict[type, str] = {
-        type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string",
-        list: "array", dict: "object",
-    }  # fmt: skip
-    return {names[type(value)]}
-
-
-def _range(
-    schemas: dict[str, dict[str, Any]], least: str, most: str
-) -> tuple[int, int | None]:
-    low = max((schema.get(least, 0) for schema in schemas.values()), default=0)
-    high = min((schema[most] for schema in schemas.values() if most in schema), default=None)
-    return low, high
-
-
-def _bounds(schemas: dict[str, dict[str, Any]]) -> Bounds:
-    """The narrowest bounds; of equal ones the open one."""
-    found: dict[str, list[tuple[Decimal, bool]]] = {"inimum": [], "aximum": []}
-    for schema in schemas.values():
-        for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
-            if keyword in schema:
-                value = Decimal(repr(schema[keyword]))
-                found[keyword[-6:]].append((value, keyword.startswith("ex")))
-    low, low_open = max(found["inimum"], default=(None, False))
-    high, high_open = min(
-        found["aximum"], key=lambda bound: (bound[0], not bound[1]), default=(None, False)
-    )
-    return Bounds(low, high, low_open, high_open)
-
-
-# ---- reading -------------------------------------------------------------------
-
-
-def _refuse(path: str, why: str) -> NoReturn:
-    raise UsageError(f"schema, {path}: {why}")
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1").replace("%", "%25")
+# ---- paths ----------------------------------------------------------------------
 
 
 def _child(schema: Any, part: str) -> Any:
@@ -414,70 +352,5 @@ def _child(schema: Any, part: str) -> Any:
 
 def _target(path: str, reference: str) -> str:
     if reference != "#" and not reference.startswith("#/"):
-        _refuse(f"{path}/$ref", f"{reference!r} is not in this schema: #/... is supported")
+        refuse(f"{path}/$ref", f"{reference!r} is not in this schema: #/... is supported")
     return reference
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_text_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_type(value: Any) -> bool:
-    names = [value] if isinstance(value, str) else value
-    return _is_text_list(names) and bool(names) and all(name in _TYPES for name in names)
-
-
-def _is_some_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value)
-
-
-# What the value of a keyword has to be, and how an error names that.
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "type": (_is_type, f"it is one of {', '.join(_TYPES)}, or a list of them"),
-    "nullable": (lambda v: isinstance(v, bool), "it is true or false"),
-    "enum": (_is_some_list, "it is a list with something in it"),
-    "const": (lambda v: True, ""),
-    "properties": (lambda v: isinstance(v, dict), "it is an object of schemas"),
-    "required": (_is_text_list, "it is a list of names"),
-    "additionalProperties": (lambda v: True, ""),
-    "items": (lambda v: not isinstance(v, list), "for a list of schemas use prefixItems"),
-    "prefixItems": (_is_some_list, "it is a list with something in it"),
-    "uniqueItems": (lambda v: v is False, "true is not supported"),
-    "anyOf": (_is_some_list, "it is a list with something in it"),
-    "oneOf": (_is_some_list, "it is a list with something in it"),
-    "allOf": (_is_some_list, "it is a list with something in it"),
-    "$ref": (lambda v: isinstance(v, str), "it is a text such as #/$defs/name"),
-    "pattern": (lambda v: isinstance(v, str), "it is a text"),
-    "format": (lambda v: v in FORMATS, f"supported are {', '.join(FORMATS)}"),
-} | {
-    name: (_is_count, f"it is a whole number from 0 to {_MAX_COUNT:,}")
-    for name in ("minItems", "maxItems", "minLength", "maxLength")
-} | {
-    name: (_is_number, "it is a number")
-    for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-}  # fmt: skip
-_BESIDE_CONSTANTS = _ANNOTATIONS | {
-    "type", "nullable", "enum", "const", "$ref", "anyOf", "oneOf", "allOf",
-}  # fmt: skip
-
-
-def _check(path: str, schema: dict[str, Any]) -> None:
-    for keyword, value in schema.items():
-        at = f"{path}/{_escaped(keyword)}"
-        if keyword == "$id" and path != "#":
-            _refuse(at, "an $id within a schema is not supported")
-        if keyword in _ANNOTATIONS:
-            continue
-        if keyword not in _RULES:
-            _refuse(at, f"the keyword {keyword!r} is not supported")
-        good, meaning = _RULES[keyword]
-        if not good(value):
-            _refuse(at, meaning)

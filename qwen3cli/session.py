@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Thread
+from typing import TYPE_CHECKING
 
-from qwen3cli.engine import Session, Snapshot
+from qwen3cli.engine import Grammar, Session, Snapshot
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.prompt import (
     Generation,
@@ -19,6 +20,8 @@ from qwen3cli.prompt import (
 )
 from qwen3cli.reply import (
     Answer,
+    Closed,
+    Event,
     Reply,
     Request,
     Run,
@@ -30,9 +33,12 @@ from qwen3cli.reply import (
 )
 from qwen3cli.thinking import ThinkTokens, effective_thinking
 
-__all__ = ["Answer", "Conversation", "Events", "Reply", "Settings", "Thought"]
+if TYPE_CHECKING:
+    from qwen3cli.schema import Schema
 
-Events = Iterator[Thought | Answer | Reply]
+__all__ = ["Answer", "Closed", "Conversation", "Event", "Events", "Reply", "Settings", "Thought"]
+
+Events = Iterator[Event | Reply]
 
 
 class Conversation:
@@ -146,6 +152,11 @@ class Conversation:
             else:
                 self.messages, self.dropped = before
         yield run.reply
+
+    def grammar(self, schema: Schema) -> Grammar:
+        """For settings: answers keep to a JSON schema. Raises UsageError for what of it is not
+        supported."""
+        return Grammar(self.session.model.tokenizer, schema, self._tokens.end)
 
     def run(
         self, settings: Settings, *, wishes: Wishes | None = None, goes_on: Run | None = None

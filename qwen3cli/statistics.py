@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from qwen3cli.engine import Model, Session
-from qwen3cli.session import Reply, Settings
+from qwen3cli.session import Closed, Reply, Settings
 
 _NEARLY_FULL = 0.9  # of the context
 
@@ -31,6 +31,12 @@ def statistics(reply: Reply, session: Session) -> str:
         line += f", {stats.hit_rate:.1%} of experts in memory, {stats.bytes_read / 1e9:.2f} GB "
         line += f"read, {stats.stall_s:.1f} s waited"
     return line
+
+
+def thought_for(closed: Closed) -> str:
+    """What folded thoughts leave on the screen."""
+    of = "" if closed.limit is None else f" of {closed.limit:,}"
+    return f"thought for {closed.tokens:,}{of} tokens, {closed.seconds:.0f} s ({closed.stop})"
 
 
 def experts(model: Model) -> str | None:

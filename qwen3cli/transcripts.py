@@ -40,7 +40,8 @@ from quant.output import sync
 from qwen3cli.errors import DamagedFile, FormatError, Qwen3Error, UsageError
 from qwen3cli.folders import xdg
 from qwen3cli.prompt import Message
-from qwen3cli.terminal import json_line, one_line, reason
+from qwen3cli.sanitize import json_line, one_line
+from qwen3cli.streams import reason
 
 _FORMAT, _VERSION = "qwen3-session", 1
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # a file may be renamed by its owner

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
@@ -83,16 +85,17 @@ class Command:
             env=environment(self.home, **env),
         )
 
-    def terminal(self, *args: str, **env: str) -> TerminalCommand:
+    def terminal(self, *args: str, columns: int = 120, **env: str) -> TerminalCommand:
         """Starts it on a pseudo-terminal."""
-        return TerminalCommand([*COMMAND, *args], self.home, env)
+        return TerminalCommand([*COMMAND, *args], self.home, env, columns)
 
 
 class TerminalCommand:
-    """A command on a pseudo-terminal of 24 lines of 120 columns."""
+    """A command on a pseudo-terminal of 24 lines."""
 
-    def __init__(self, argv: list[str], home: Path, env: dict[str, str]) -> None:
+    def __init__(self, argv: list[str], home: Path, env: dict[str, str], columns: int) -> None:
         self.raw = ""
+        self._columns = columns
         self.echoes = False  # at the end: the terminal is as a shell expects it
         self._process = pexpect.spawn(
             argv[0],
@@ -100,7 +103,7 @@ class TerminalCommand:
             cwd=str(home),
             # Nobody here answers when prompt_toolkit asks where the cursor is.
             env=environment(home, PROMPT_TOOLKIT_NO_CPR="1", **env),
-            dimensions=(24, 120),
+            dimensions=(24, columns),
             encoding="utf-8",
             codec_errors="replace",
             timeout=30,
@@ -129,6 +132,36 @@ class TerminalCommand:
         """Ctrl and a letter."""
         self._process.sendcontrol(key)
 
+    def signal(self, number: int) -> None:
+        self._process.kill(number)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Waits for what the output does not show."""
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    @property
+    def echo(self) -> bool:
+        """Whether the terminal shows what is typed, now."""
+        return bool(self._process.getecho())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-Z, or a signal like it, has stopped it."""
+        state = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "T"
+
+    def killed_by(self) -> int:
+        """Waits for the end by a signal, and tells by which."""
+        self._process.expect(pexpect.EOF)
+        self.raw += str(self._process.before)
+        self.echoes = self._process.getecho()
+        self._process.close()
+        assert self._process.signalstatus is not None, self._process.exitstatus
+        return int(self._process.signalstatus)
+
     def finish(self) -> int:
         """Waits for the end; the exit code."""
         self._process.expect(pexpect.EOF)
@@ -147,6 +180,6 @@ class TerminalCommand:
     @property
     def screen(self) -> str:
         """What the screen shows."""
-        screen = pyte.Screen(120, 24)
+        screen = pyte.Screen(self._columns, 24)
         pyte.Stream(screen).feed(self.raw)
         return "\n".join(line.rstrip() for line in screen.display).rstrip()

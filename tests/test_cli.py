@@ -44,7 +44,7 @@ def test_without_a_model_nano_answers_and_says_so(qwen3: Command) -> None:
 
 
 def test_a_terminal_shows_dim_thoughts_the_answer_and_statistics(qwen3: Command) -> None:
-    terminal = qwen3.terminal("run", QUESTION, *GREEDY)
+    terminal = qwen3.terminal("run", QUESTION, *GREEDY, "--thoughts", "dim")
     assert terminal.finish() == 0
     shown = terminal.text
     assert shown.startswith(f"{THOUGHTS}\n\n60\nthinking ")
@@ -55,7 +55,7 @@ def test_a_terminal_shows_dim_thoughts_the_answer_and_statistics(qwen3: Command)
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_styles_where_they_are_not_wanted(qwen3: Command, env: dict[str, str]) -> None:
-    terminal = qwen3.terminal("run", QUESTION, *GREEDY, **env)
+    terminal = qwen3.terminal("run", QUESTION, *GREEDY, "--thoughts", "dim", **env)
     assert terminal.finish() == 0
     assert "\x1b" not in terminal.raw
     assert terminal.text.startswith(f"<think>\n{THOUGHTS}\n</think>\n\n60\n")

@@ -18,7 +18,7 @@ from qwen3cli.engine import Cancelled, Model, Sampling
 from qwen3cli.errors import ContextOverflow
 from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
-from qwen3cli.thinking import STOP_TEXT
+from qwen3cli.thinking import STOP_TEXT, Landing
 
 TEMPLATES = {
     Generation.HYBRID: "enable_thinking",
@@ -452,16 +452,22 @@ def test_nano_thinks_and_is_right(nano: Model) -> None:
     assert reply.decode_tok_s > 0
 
 
-def test_nano_budget_matrix(nano: Model) -> None:
+@pytest.mark.parametrize("landing", ["hard", "soft"])
+def test_nano_budget_matrix(nano: Model, landing: Landing) -> None:
     natural = ask(nano).thinking_tokens
     for budget in (1, 7, natural - 1, natural, natural + 1, 10 * natural):
-        reply = ask(nano, budget=budget)
-        cut = budget <= natural
-        assert reply.thinking_tokens == (budget if cut else natural)
-        assert reply.thinking_stop == ("budget" if cut else "natural")
+        reply = ask(nano, budget=budget, landing=landing)
+        cut = reply.thinking_stop == "budget"
+        if landing == "hard":
+            assert cut is (budget <= natural)
+            assert reply.thinking_tokens == min(budget, natural)
+        else:
+            least = min(budget - budget // 10, natural)
+            assert least <= reply.thinking_tokens <= min(budget, natural)
+        assert reply.thinking_stop in ("budget", "natural")
         assert bool(reply.inserted_tokens) is cut
         assert reply.answer.isdigit()
-    off = ask(nano, budget=0)
+    off = ask(nano, budget=0, landing=landing)
     assert (off.thinking_tokens, off.thinking_stop) == (0, "off")
     assert off.answer.isdigit()
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from qwen3cli.errors import Qwen3Error, UsageError
-from qwen3cli.terminal import OutputClosed, Terminal, clean, one_line
+from qwen3cli.sanitize import clean, one_line
+from qwen3cli.streams import OutputClosed
+from qwen3cli.terminal import Terminal
 
 
 class Stream(io.TextIOWrapper):
@@ -87,13 +89,14 @@ def test_a_pipe_gets_the_answer_as_it_is(open_terminal) -> None:
 
 def test_thoughts_are_dim_and_end_with_a_blank_line(open_terminal) -> None:
     terminal, stdout, stderr = open_terminal(out=True, err=True)
-    terminal.route_thoughts(None)
+    terminal.route_thoughts("dim")
     terminal.thought("one\n")
     terminal.thought("two")
     terminal.answer("three")
+    terminal.end_answer()
     terminal.note("four")
-    assert stderr.text == "\x1b[2mone\n\x1b[0m\x1b[2mtwo\x1b[0m\n\n\nfour\n"
-    assert stdout.text == "three"
+    assert stderr.text == "\x1b[2mone\n\x1b[0m\x1b[2mtwo\x1b[0m\n\nfour\n"
+    assert stdout.text == "three\n"
 
 
 @pytest.mark.parametrize("pieces", [["a", "b"], ["a", "b\n"], ["a\n", "b"], []])
@@ -109,11 +112,12 @@ def test_an_answer_ends_with_one_newline(open_terminal, pieces) -> None:
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_without_styles_the_thoughts_are_marked(open_terminal, env) -> None:
     terminal, _, stderr = open_terminal(out=True, err=True, **env)
-    terminal.route_thoughts(None)
+    terminal.route_thoughts("dim")
     terminal.thought("one")
     terminal.answer("two")
+    terminal.end_answer()
     terminal.note("three", dim=True)
-    assert stderr.text == "<think>\none\n</think>\n\n\nthree\n"
+    assert stderr.text == "<think>\none\n</think>\n\nthree\n"
 
 
 def test_thoughts_go_to_a_file(open_terminal, tmp_path) -> None:
@@ -122,8 +126,9 @@ def test_thoughts_go_to_a_file(open_terminal, tmp_path) -> None:
     terminal.thought("one\n")
     terminal.thought("two")
     terminal.answer("three")
+    terminal.end_answer()
     assert (tmp_path / "thoughts").read_text() == "one\ntwo\n"
-    assert (stdout.text, stderr.text) == ("three", "")
+    assert (stdout.text, stderr.text) == ("three\n", "")
     with pytest.raises(Qwen3Error, match=r"cannot write the thoughts to .*such: No such file"):
         terminal.route_thoughts(str(tmp_path / "no" / "such"))
 
@@ -215,7 +220,8 @@ def test_a_progress_bar_shows_a_hostile_title_as_text(open_terminal) -> None:
 
 SCRIPT = """
 import sys
-from qwen3cli.terminal import OutputClosed, Terminal
+from qwen3cli.streams import OutputClosed
+from qwen3cli.terminal import Terminal
 terminal = Terminal()
 try:
     for _ in range(100000):

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import random
-import shutil
 import struct
 import time
 import unicodedata
@@ -16,8 +15,8 @@ from typing import Any
 
 import gguf
 import pytest
+from vocabulary import real_tokenizer
 
-from quant.vocab import add_tokenizer
 from qwen3cli.engine import TextStream, Tokenizer
 from qwen3cli.errors import FormatError
 
@@ -29,18 +28,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """The real Qwen3 tokenizer, from a GGUF file without tensors."""
-    directory = tmp_path_factory.mktemp("tokenizer")
-    packed = DATA / "qwen3-tokenizer" / "tokenizer.json.gz"
-    (directory / "tokenizer.json").write_bytes(gzip.decompress(packed.read_bytes()))
-    shutil.copy(DATA / "qwen3-tokenizer" / "tokenizer_config.json", directory)
-    path = directory / "tokenizer.gguf"
-    writer = gguf.GGUFWriter(path, "qwen3")
-    add_tokenizer(writer, directory, N_VOCAB)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return Tokenizer(path)
+    return real_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

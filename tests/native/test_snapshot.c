@@ -334,7 +334,7 @@ static void keeps_what_was_there(void) {
                 ended = qwen3_session_save(s, path, &err) == QWEN3_OK;
                 if (!errors[e]) _exit(1);
             } else {
-                int status;
+                int status = 0;
                 expect(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status), "forks");
                 ended = WEXITSTATUS(status) == 1;
             }

@@ -1,16 +1,15 @@
-/* grammar.c - checks a program once, so that a matcher can run it without checks.
+/* program.c - checks a program once, so that a matcher can run it without checks.
  *
  * Nesting is bounded without dead ends: for every instruction the least depth of calls
  * that leads to a return is computed here, and a matcher never goes where that depth is
  * not left.
  */
-#include "grammar.h"
+#include "program.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
-#include "program.h"
 
 enum {
     MAX_CODE = 1 << 20,
