@@ -5,7 +5,7 @@
 #include "graph.h"
 #include "session.h"
 
-_Static_assert(QWEN3_TOGETHER <= MOST_SEQUENCES, "any session has the memory for so many");
+_Static_assert((int)QWEN3_TOGETHER <= (int)MOST_SEQUENCES, "any session has memory for so many");
 
 static qwen3_status check_session(qwen3_session *const *sessions, size_t i, int32_t token,
                                   qwen3_error *err) {
