@@ -59,7 +59,7 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
         encode = conversation.session.model.tokenizer.encode
         raise overflow(error, pieces, lambda text: len(encode(text))) from None
     if order.receipt is not None and replies:
-        receipt = receipts.of(conversation, options, settings, replies, terminal)
+        receipt = receipts.of(conversation, options, settings, schema, replies, terminal)
         receipts.write(receipt, order.receipt)
     return max(codes)
 
