@@ -186,10 +186,15 @@ def stream(
         if isinstance(part, Answer):
             terminal.answer(part.text)
 
+    before = conversation.dropped
     reply = show(conversation, events, terminal, show_answer)
     if reply.answer or reply.answer_stop != "user":
         terminal.end_answer()
     tell(reply, settings, conversation.session, terminal)
+    if new := reply.dropped - before:
+        terminal.note(
+            f"qwen3: the context was full: the oldest {new} messages are not sent any more"
+        )
     return reply
 
 
