@@ -17,13 +17,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from quant.output import sync
 from quant.shards import files
 from qwen3cli import __version__
 from qwen3cli.checksums import checksums
-from qwen3cli.engine import Model, Sampling
+from qwen3cli.engine import Grammar, Model, Sampling
 from qwen3cli.errors import FormatError, Qwen3Error, UsageError
 from qwen3cli.options import Options
 from qwen3cli.prompt import Generation, template_text
@@ -31,6 +31,9 @@ from qwen3cli.reply import Reply, Request, Settings
 from qwen3cli.session import Conversation
 from qwen3cli.streams import reason
 from qwen3cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from qwen3cli.schema import Schema
 
 FORMAT = 1  # of receipts
 _BEGINS = b'{"receipt":'
@@ -84,18 +87,20 @@ class Receipt:
     max_tokens: int | None
     stop: list[str]
     overflow: str
+    schema: dict[str, Any] | bool | None  # that the answers keep to
     sampling: dict[str, Any]  # without the seed
     prompt: list[int]
     samples: list[Sample]
 
-    def settings(self, sample: Sample) -> Settings:
+    def settings(self, sample: Sample, grammar: Grammar | None) -> Settings:
         """Settings that repeat a sample. What a clock, the user or a loop ended comes to the
-        same by a budget of just as many tokens."""
+        same by a budget of just as many tokens. grammar: of the schema."""
         settings = Settings(
             budget=self.budget,
             landing="soft" if self.landing == "soft" else "hard",
             max_tokens=self.max_tokens,
             stop=self.stop,
+            grammar=grammar,
             seed=sample.seed,
             **self.sampling,
         )
@@ -144,10 +149,11 @@ def of(
     conversation: Conversation,
     options: Options,
     settings: Settings,
+    schema: Schema | None,
     replies: Sequence[Reply],
     terminal: Terminal,
 ) -> Receipt:
-    """Of a run that gave at least one reply."""
+    """Of a run that gave at least one reply. schema: that of the grammar in the settings."""
     session, model, first = conversation.session, conversation.session.model, replies[0]
     sampling = asdict(first.sampling)
     del sampling["seed"]
@@ -174,6 +180,7 @@ def of(
         max_tokens=settings.max_tokens,
         stop=list(settings.stop),
         overflow=settings.overflow,
+        schema=schema,
         sampling=sampling,
         prompt=list(first.prompt),
         samples=[Sample.of(reply) for reply in replies],

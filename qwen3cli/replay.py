@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qwen3cli import obtain, receipts
-from qwen3cli.engine import Model, Session, Tokenizer
+from qwen3cli.engine import Grammar, Model, Tokenizer
 from qwen3cli.errors import ModelNotFound, Qwen3Error
 from qwen3cli.interrupt import interruptible
 from qwen3cli.placement import place
@@ -46,11 +46,18 @@ def replay(
     opened.approximate(prefer=receipt.prefer_cached, drop=receipt.drop_misses)
     session = opened.session(n_ctx=receipt.n_ctx, kv=receipt.kv)
     changes = _changes(receipt, opened)
+    tokens = ThinkTokens.of(opened.tokenizer, opened.metadata())
+    grammar = (
+        None if receipt.schema is None else Grammar(opened.tokenizer, receipt.schema, tokens.end)
+    )
     several = len(receipt.samples) > 1
     printer = Printer(Form(json=as_json, several=several), terminal)
     reproduced = True
     for number, sample in enumerate(receipt.samples):
-        reply = _generate(session, receipt, sample)
+        settings = receipt.settings(sample, grammar)
+        clock = receipt.seconds is not None
+        run = Run(session, tokens, receipt.request(), settings, wishes=Wishes())
+        reply = _generate(run, sample, tokens.close if clock else None)
         difference = _difference(sample, reply, opened.tokenizer)
         reproduced &= difference is None
         if difference and not as_json:
@@ -61,7 +68,7 @@ def replay(
         told = {"reproduced": difference is None, "difference": difference, "changes": changes}
         printer.begin(str(path), sample.seed)
         printer.part(Answer(reply.answer))
-        printer.end(reply, told | described(reply, receipt.settings(sample), opened))
+        printer.end(reply, told | described(reply, settings, opened))
     if reproduced and changes and not as_json:
         terminal.note(f"qwen3: the same text, though {'; '.join(changes)}")
     printer.finish()
@@ -106,19 +113,16 @@ def _changes(receipt: Receipt, model: Model) -> list[str]:
     return changes
 
 
-def _generate(session: Session, receipt: Receipt, sample: Sample) -> Reply:
-    """The reply to the prompt of the receipt. Raises KeyboardInterrupt on Ctrl-C."""
-    model, wishes = session.model, Wishes()
-    tokens = ThinkTokens.of(model.tokenizer, model.metadata())
-    run = Run(session, tokens, receipt.request(), receipt.settings(sample), wishes=wishes)
+def _generate(run: Run, sample: Sample, close: int | None) -> Reply:
+    """The reply of a run, as _drive computes it. Raises KeyboardInterrupt on Ctrl-C."""
 
     def interrupt() -> None:
-        wishes.end = True
-        session.cancel()
+        run.wishes.end = True
+        run.session.cancel()
 
     with interruptible(interrupt):
-        _drive(run, sample, tokens.close if receipt.seconds is not None else None)
-    if wishes.end:
+        _drive(run, sample, close)
+    if run.wishes.end:
         raise KeyboardInterrupt
     return run.reply
 

@@ -59,7 +59,7 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
         encode = conversation.session.model.tokenizer.encode
         raise overflow(error, pieces, lambda text: len(encode(text))) from None
     if order.receipt is not None and replies:
-        receipt = receipts.of(conversation, options, settings, replies, terminal)
+        receipt = receipts.of(conversation, options, settings, schema, replies, terminal)
         receipts.write(receipt, order.receipt)
     return max(codes)
 
@@ -186,10 +186,15 @@ def stream(
         if isinstance(part, Answer):
             terminal.answer(part.text)
 
+    before = conversation.dropped
     reply = show(conversation, events, terminal, show_answer)
     if reply.answer or reply.answer_stop != "user":
         terminal.end_answer()
     tell(reply, settings, conversation.session, terminal)
+    if new := reply.dropped - before:
+        terminal.note(
+            f"qwen3: the context was full: the oldest {new} messages are not sent any more"
+        )
     return reply
 
 

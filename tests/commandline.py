@@ -21,7 +21,7 @@ ENDLESS = ["-m", "nano", "--no-think", "--temp", "0", "--presence-penalty", "-10
 # To "hello" thoughts to the end of the context: drawn from the 8 tokens that came most, which
 # repeats nothing for long. (A loop would be noticed.)
 THINKING = ["-m", "nano", "--temp", "50", "--top-k", "8", "--top-p", "1", "--seed", "3",
-            "--presence-penalty", "-100", "--thoughts", "show"]  # fmt: skip
+            "--presence-penalty", "-100"]  # fmt: skip
 _STYLES = re.compile(r"\x1b\[[02]m")
 
 
@@ -171,6 +171,14 @@ class TerminalCommand:
         assert "Traceback" not in self.raw
         assert self._process.exitstatus is not None, self._process.signalstatus
         return int(self._process.exitstatus)
+
+    def wait_for_file(self, file: Path, size: int) -> None:
+        """Waits until a file has so many bytes."""
+        for _ in range(3000):
+            if file.exists() and file.stat().st_size >= size:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"{file} stays shorter than {size} bytes")
 
     @property
     def text(self) -> str:

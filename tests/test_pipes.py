@@ -245,24 +245,25 @@ def test_stop_texts(qwen3: Command, stops: list[str], answer: str) -> None:
 
 
 def test_ctrl_c_answers_now_where_somebody_watches(qwen3: Command) -> None:
-    terminal = qwen3.terminal("run", "hello", *THINKING, "--max-tokens", "5")
-    terminal.wait_for(r"(\x1b\[2m.*?){20}")
+    args = (*THINKING, "--thoughts", "thoughts")
+    terminal = qwen3.terminal("run", "hello", *args, "--max-tokens", "5")
+    terminal.wait_for_file(qwen3.home / "thoughts", 40)
     terminal.press("c")
     assert terminal.finish() == 6
     assert re.search(r"thinking \d+ tokens \(user\), answer 5 tokens \(limit\)", terminal.text)
 
 
 def test_a_second_ctrl_c_ends_it(qwen3: Command) -> None:
-    terminal = qwen3.terminal("run", "hello", *THINKING)
-    terminal.wait_for(r"(\x1b\[2m.*?){20}")
+    terminal = qwen3.terminal("run", "hello", *THINKING, "--thoughts", "thoughts")
+    terminal.wait_for_file(qwen3.home / "thoughts", 40)
     terminal.press("c")
-    terminal.wait_for(r"\r\n\r\n[^\x1b]{20}")
+    terminal.wait_for(r"(\w+\W+){5}")
     terminal.press("c")
     assert terminal.finish() == 130
 
 
 def test_ctrl_c_ends_it_at_once_where_nobody_watches(qwen3: Command) -> None:
-    process = qwen3.start("run", "hello", *THINKING)
+    process = qwen3.start("run", "hello", *THINKING, "--thoughts", "show")
     assert process.stdout and process.stderr
     process.stderr.read(40)
     process.send_signal(signal.SIGINT)

@@ -137,16 +137,28 @@ def test_a_cut_answer_is_replayed_as_it_was_cut(qwen3: Command) -> None:
 
 
 def test_what_the_user_ended_is_replayed(qwen3: Command) -> None:
-    terminal = qwen3.terminal(
-        "run", "hello", *THINKING, "--max-tokens", "5", "--receipt", "receipt"
-    )
-    terminal.wait_for(r"(\x1b\[2m.*?){20}")
+    args = (*THINKING, "--max-tokens", "5", "--thoughts", "thoughts", "--receipt", "receipt")
+    terminal = qwen3.terminal("run", "hello", *args)
+    terminal.wait_for_file(qwen3.home / "thoughts", 40)
     terminal.press("c")
     assert terminal.finish() == 6
     (sample,) = read(str(qwen3.home / "receipt")).samples
-    assert sample.thinking_stop == "user" and sample.thinking_tokens >= 19
+    assert sample.thinking_stop == "user" and sample.thinking_tokens > 9
     told = json.loads(qwen3("replay", "receipt", "--json").stdout)
     assert told["reproduced"] and told["answer"] == sample.answer
+
+
+def test_an_answer_of_a_schema_is_replayed(qwen3: Command) -> None:
+    schema = {"type": "object", "properties": {"sum": {"type": "integer", "maximum": 99}},
+              "required": ["sum"], "additionalProperties": False}  # fmt: skip
+    (qwen3.home / "schema.json").write_text(json.dumps(schema))
+    told = receipt(qwen3, *DRAWN, "--schema", "schema.json", "--budget", "20")
+    assert told["schema"] == schema
+    (sample,) = told["samples"]
+    assert list(json.loads(sample["answer"])) == ["sum"]
+    (qwen3.home / "schema.json").unlink()  # it is in the receipt
+    done = qwen3("replay", "receipt")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{sample['answer']}\n", "")
 
 
 def test_an_interrupted_answer_leaves_no_receipt(qwen3: Command) -> None:
