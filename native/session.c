@@ -9,14 +9,14 @@
 #include "graph.h"
 
 /* Tokens of one pass: bounds the working memory of prefill. An expert sees few of them, so a
- * pass of MoE takes more. */
-enum { MAX_BATCH = 512, MAX_BATCH_MOE = 2048 };
+ * pass of MoE takes more. In the memory of any session some can decode together. */
+enum { MIN_BATCH = MOST_SEQUENCES, MAX_BATCH = 512, MAX_BATCH_MOE = 2048 };
 
 qwen3_session *qwen3_session_new(qwen3_model *m, int32_t n_ctx, qwen3_kv_type kv,
                                  qwen3_error *err) {
     size_t n_vocab = (size_t)m->config.n_vocab;
     int32_t most = m->config.n_experts ? MAX_BATCH_MOE : MAX_BATCH;
-    int32_t batch = n_ctx > most ? most : n_ctx < LEAST_BATCH ? LEAST_BATCH : n_ctx;
+    int32_t batch = n_ctx > most ? most : n_ctx < MIN_BATCH ? MIN_BATCH : n_ctx;
     if (n_ctx < 1 || n_ctx > 1 << 24) {
         fail(err, QWEN3_ERR_ARG, "a context of %d tokens: use 1 to %d", n_ctx, 1 << 24);
         return NULL;

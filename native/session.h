@@ -23,8 +23,6 @@ struct qwen3_session {
     atomic_bool cancel;
 };
 
-enum { LEAST_BATCH = 8 }; /* tokens of a pass that any session's working memory holds */
-
 /* The session as a pass sees it whose logits go to `logits`. */
 sequence session_sequence(qwen3_session *, float *logits);
 

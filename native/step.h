@@ -85,6 +85,8 @@ typedef struct {
     atomic_bool *cancel;
 } sequence;
 
+enum { MOST_SEQUENCES = 8 }; /* of a step */
+
 /* What all threads know of the step they are in: n tokens that follow each other in the one
  * sequence, or one token of each of n. */
 typedef struct {

@@ -5,6 +5,8 @@
 #include "graph.h"
 #include "session.h"
 
+_Static_assert((int)QWEN3_TOGETHER <= (int)MOST_SEQUENCES, "any session has memory for so many");
+
 static qwen3_status check_session(qwen3_session *const *sessions, size_t i, int32_t token,
                                   qwen3_error *err) {
     const qwen3_session *s = sessions[i];
@@ -21,8 +23,6 @@ static qwen3_status check_session(qwen3_session *const *sessions, size_t i, int3
     qwen3_status status = session_check(s, &token, 1, s->n + 1, &why);
     return status == QWEN3_OK ? status : fail(err, status, "session %zu: %s", i, why.text);
 }
-
-_Static_assert((int)QWEN3_TOGETHER <= (int)LEAST_BATCH, "the memory of the first holds them all");
 
 qwen3_status qwen3_extend_together(qwen3_session *const *sessions, const int32_t *tokens, size_t n,
                                    qwen3_error *err) {

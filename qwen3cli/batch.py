@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwen3cli.batch_lines import Answers, Question, read_questions
-from qwen3cli.engine import TOGETHER, Cancelled, Session, extend_together
+from qwen3cli.engine import TOGETHER, Cancelled, Grammar, Session, extend_together
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.memory import available
 from qwen3cli.options import Options
 from qwen3cli.reply import Compute, Run
-from qwen3cli.run import open_conversation, settings_of
+from qwen3cli.run import open_conversation, read_schema, settings_of
 from qwen3cli.session import Conversation
 from qwen3cli.sizes import sizes_of
 from qwen3cli.streams import reason
@@ -38,6 +38,7 @@ class Batch:
     source: str
     target: str | None
     parallel: int | None = None  # None: as memory allows
+    schema: str | None = None  # a file; the answers keep to it
 
 
 def batch(order: Batch, options: Options, terminal: Terminal) -> int:
@@ -56,16 +57,18 @@ def batch(order: Batch, options: Options, terminal: Terminal) -> int:
         data = source.read_bytes()
     except OSError as error:
         raise Qwen3Error(f"{source}: {reason(error)}") from None
+    schema = read_schema(order.schema)
     first = open_conversation(options, terminal)
     model = first.session.model
-    questions = read_questions(data, options, model.path)
+    questions = read_questions(data, options, model.path, schema)
+    grammar = None if schema is None else first.grammar(schema)
     with closing(Answers(target, questions)) as answers:
         left = [question for question in questions if question.number not in answers.done]
         n = min(order.parallel or _most(first.session, terminal, len(left)), max(1, len(left)))
-        lanes = [_Lane(first)]
+        lanes = [_Lane(first, grammar)]
         while len(lanes) < n:
             session = model.session(n_ctx=first.session.n_ctx, kv=options.kv)
-            lanes.append(_Lane(Conversation(session)))
+            lanes.append(_Lane(Conversation(session), grammar))
         driver = _Driver(lanes, left)
         with terminal.progress(f"{source} to {target}") as move, interruptible(driver.stop):
             move(len(answers.done), len(questions))
@@ -109,12 +112,13 @@ def _end(questions: Sequence[Question], answers: Answers, stopped: bool, termina
 class _Lane:
     """A session, and the question that it answers."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation, grammar: Grammar | None) -> None:
         self.session = conversation.session
         self.token: int | None = None  # to be computed, then advance; None: it is done
         self.question: Question
         self.run: Run
         self._conversation = conversation
+        self._grammar = grammar
 
     def begin(self, question: Question) -> None:
         """Raises ContextOverflow."""
@@ -123,7 +127,8 @@ class _Lane:
         conversation.system = question.options.system
         conversation.messages = list(question.messages)
         self.question = question
-        self.run = conversation.run(settings_of(question.options))
+        settings = replace(settings_of(question.options), grammar=self._grammar)
+        self.run = conversation.run(settings)
         self._steps = self.run.steps()
         self.advance()
 

@@ -62,11 +62,13 @@ class Question:
         return {"line": self.number, **name, "input": self.digest}
 
 
-def read_questions(data: bytes, options: Options, model: Path) -> list[Question]:
+def read_questions(
+    data: bytes, options: Options, model: Path, schema: object = None
+) -> list[Question]:
     """Those of a file, with errors for lines that are none; empty lines are skipped. A line
     without a seed gets one that follows from --seed (0) and its number."""
     common = {key: value for key, value in asdict(options).items() if key not in _INDIFFERENT}
-    context = json.dumps([common, model.name, model.stat().st_size]).encode()
+    context = json.dumps([common, schema, model.name, model.stat().st_size]).encode()
     return [
         _question(number, line, options, hashlib.sha256(b"%d\n%b\n" % (number, context) + line))
         for number, line in enumerate(data.split(b"\n"), 1)

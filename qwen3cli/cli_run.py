@@ -70,13 +70,13 @@ def run(
     options: Options,
 ) -> int:
     """Answer one question. Files and text from a pipe follow the prompt, or are the prompt."""
-    one = (prompt, file, samples, receipt, schema, extract or None, null or None, as_json or None)
+    one = (prompt, file, samples, receipt, extract or None, null or None, as_json or None)
     if questions is not None:
         from qwen3cli.batch import Batch, batch
 
         if any(given is not None for given in (*one, as_events or None)):
             raise UsageError("--batch takes its questions from a file, and answers in JSON anyway")
-        return batch(Batch(questions, output, parallel), options, context.obj)
+        return batch(Batch(questions, output, parallel, schema), options, context.obj)
     if output is not None or parallel is not None:
         raise UsageError("-o and --parallel are for --batch")
     from qwen3cli.printer import Form

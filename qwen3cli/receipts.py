@@ -35,7 +35,7 @@ from qwen3cli.terminal import Terminal
 FORMAT = 1  # of receipts
 _BEGINS = b'{"receipt":'
 _LARGEST = 1 << 28  # bytes
-_LARGEST_CONTEXT = 1 << 24
+_LARGEST_INT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -233,13 +233,22 @@ def read(file: str) -> Receipt:
             raise ValueError("it is of another version of qwen3")
         told["samples"] = [_made(Sample, sample) for sample in told["samples"]]
         receipt: Receipt = _made(Receipt, told)
-        Sampling(**receipt.sampling)
-        Generation(receipt.generation)
-        if not receipt.samples or not 1 <= receipt.n_ctx <= _LARGEST_CONTEXT:
-            raise ValueError("it has no samples, or no context")
+        _check(receipt)
         return receipt
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{file}: is no receipt of `qwen3 run --receipt`: {error}") from None
+
+
+def _check(receipt: Receipt) -> None:
+    """Raises ValueError for what the types do not say."""
+    Generation(receipt.generation)
+    sampling = _made(Sampling, receipt.sampling | {"seed": 0})
+    if receipt.kv not in ("f16", "f32", "q8"):
+        raise ValueError(f"its kv is {receipt.kv!r}")
+    if not receipt.samples or not receipt.prompt:
+        raise ValueError("it has no samples or no prompt")
+    if max(*receipt.prompt, 0, sampling.top_k) > _LARGEST_INT or not 0 < receipt.n_ctx <= 1 << 24:
+        raise ValueError("a number in it is too large")
 
 
 def _made(kind: type[Any], table: Any) -> Any:
@@ -247,7 +256,7 @@ def _made(kind: type[Any], table: Any) -> Any:
     hints = get_type_hints(kind)
     if not isinstance(table, dict):
         raise ValueError(f"no {kind.__name__.lower()} is {table!r:.40}")
-    for name in hints.keys() | table.keys():
+    for name in [*hints, *table]:
         if name not in table:
             raise ValueError(f"it has no {name}")
         if name not in hints or not _fits(table[name], hints[name]):

@@ -44,7 +44,7 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
     terminal.route_thoughts(options.thoughts, default=not order.form.is_json)
     if order.receipt is not None:
         receipts.check_name(order.receipt)
-    schema = _schema(order.schema)
+    schema = read_schema(order.schema)
     conversation = open_conversation(options, terminal)
     settings = settings_of(options)
     if schema is not None:
@@ -64,8 +64,8 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
     return max(codes)
 
 
-def _schema(file: str | None) -> Schema | None:
-    """Read before a model is opened."""
+def read_schema(file: str | None) -> Schema | None:
+    """Of a file, if one is given. Raises UsageError: ask before a model is opened."""
     if file is None:
         return None
     from qwen3cli.schema import load

@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "What is 17 + 48 - 5?"
 # The first token of the answer over and over, to the end of the context.
 ENDLESS = ["-m", "nano", "--no-think", "--temp", "0", "--presence-penalty", "-100"]
+# To "hello" thoughts to the end of the context: drawn from the 8 tokens that came most, which
+# repeats nothing for long. (A loop would be noticed.)
+THINKING = ["-m", "nano", "--temp", "50", "--top-k", "8", "--top-p", "1", "--seed", "3",
+            "--presence-penalty", "-100", "--thoughts", "show"]  # fmt: skip
 _STYLES = re.compile(r"\x1b\[[02]m")
 
 

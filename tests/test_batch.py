@@ -61,6 +61,17 @@ def test_an_answer_does_not_depend_on_what_else_is_in_work(qwen3: Command) -> No
     assert together[1]["seed"] != together[4]["seed"]
 
 
+def test_answers_keep_to_a_schema(qwen3: Command) -> None:
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    schema["additionalProperties"] = False
+    (qwen3.home / "schema.json").write_text(json.dumps(schema))
+    found = ask(qwen3, QUESTIONS, "--schema", "schema.json")
+    for record in found.values():
+        assert list(json.loads(record["answer"])) == ["sum"]
+    assert any(record["thoughts"] for record in found.values())
+    ask(qwen3, QUESTIONS, code=2)  # without the schema these are not the answers
+
+
 def test_an_answer_is_that_of_run(qwen3: Command) -> None:
     found = ask(qwen3, QUESTIONS)
     for number, flags in ((1, []), (2, ["--temp", "0"]), (3, ["--budget", "8"])):

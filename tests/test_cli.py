@@ -106,8 +106,9 @@ def test_json_holds_the_whole_reply(qwen3: Command) -> None:
     reply = as_json(qwen3, "--seed", "7")
     assert list(reply) == [
         "model", "prompt_tokens", "reused_tokens", "thoughts", "answer", "thinking_tokens",
-        "budget", "seconds", "landing", "thinking_stop", "inserted_tokens", "thinking_s", "answer_tokens",
-        "answer_stop", "dropped", "seed", "sampling", "prefill_tok_s", "decode_tok_s",
+        "budget", "seconds", "landing", "thinking_stop", "inserted_tokens", "thinking_s",
+        "answer_tokens", "answer_stop", "dropped", "seed", "sampling", "prefill_tok_s",
+        "decode_tok_s",
     ]  # fmt: skip
     assert Path(reply["model"]).name == NANO.name
     assert (reply["answer"], reply["answer_stop"], reply["answer_tokens"]) == ("60", "end", 2)

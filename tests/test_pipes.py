@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import ENDLESS, QUESTION, Command
+from commandline import ENDLESS, QUESTION, THINKING, Command
 
 GREEDY = ("-m", "nano", "--temp", "0")
 DRAWN = ("-m", "nano", "--temp", "100", "--top-k", "0", "--top-p", "1", "--no-think")
@@ -243,11 +243,9 @@ def test_stop_texts(qwen3: Command, stops: list[str], answer: str) -> None:
 
 # ---- Ctrl-C --------------------------------------------------------------------
 
-THINKS = ("-m", "nano", "--temp", "0", "--presence-penalty", "-100")  # for ever
-
 
 def test_ctrl_c_answers_now_where_somebody_watches(qwen3: Command) -> None:
-    terminal = qwen3.terminal("run", "hello", *THINKS, "--max-tokens", "5", "--thoughts", "show")
+    terminal = qwen3.terminal("run", "hello", *THINKING, "--max-tokens", "5")
     terminal.wait_for(r"(\x1b\[2m.*?){20}")
     terminal.press("c")
     assert terminal.finish() == 6
@@ -255,16 +253,16 @@ def test_ctrl_c_answers_now_where_somebody_watches(qwen3: Command) -> None:
 
 
 def test_a_second_ctrl_c_ends_it(qwen3: Command) -> None:
-    terminal = qwen3.terminal("run", "hello", *THINKS, "--thoughts", "show")
+    terminal = qwen3.terminal("run", "hello", *THINKING)
     terminal.wait_for(r"(\x1b\[2m.*?){20}")
     terminal.press("c")
-    terminal.wait_for(r"(\w+)\1{20}")
+    terminal.wait_for(r"\r\n\r\n[^\x1b]{20}")
     terminal.press("c")
     assert terminal.finish() == 130
 
 
 def test_ctrl_c_ends_it_at_once_where_nobody_watches(qwen3: Command) -> None:
-    process = qwen3.start("run", "hello", *THINKS, "--thoughts", "show")
+    process = qwen3.start("run", "hello", *THINKING)
     assert process.stdout and process.stderr
     process.stderr.read(40)
     process.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ import qwen3cli
 from qwen3cli.engine import Cancelled, Model, Sampling
 from qwen3cli.errors import ContextOverflow
 from qwen3cli.prompt import Generation
-from qwen3cli.session import Answer, Conversation, Reply, Settings, Thought
+from qwen3cli.session import Answer, Closed, Conversation, Reply, Settings, Thought
 from qwen3cli.thinking import STOP_TEXT, Landing
 
 TEMPLATES = {
@@ -113,7 +113,7 @@ def talk(
     assert isinstance(reply, Reply)
     assert "".join(e.text for e in events if isinstance(e, Thought)) == reply.thoughts
     assert "".join(e.text for e in events if isinstance(e, Answer)) == reply.answer
-    events = [event for event in events if event.text]
+    events = [event for event in events if not isinstance(event, Closed) and event.text]
     return reply, events  # type: ignore[return-value]
 
 
