@@ -8,11 +8,11 @@ import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
-import pytest
 from commandline import ROOT
 
 SCRIPT = ROOT / "docs" / "screenshots.py"
 STORED = ROOT / "docs" / "screenshots"
+TAGS = {"svg", "title", "rect", "g", "text"}
 SVG = "{http://www.w3.org/2000/svg}"
 SHOWN = {
     "thinking": [r"\$ qwen3 run .*--budget 192", r"▾ thinking \d\d/192 tokens", r"17 \+ 48: 7"],
@@ -20,13 +20,6 @@ SHOWN = {
     "chat": [r"\(budget\)\n55\n", r"> /more 64\n.*\(natural\)\n60\n", r"> /\n +/think +think"],
     "markdown": [r"^Tea, hot", r"^oolong │ 烏龍茶 +│ 90 °C │ +3$", r"^def brew"],
 }
-
-
-@pytest.fixture(scope="module")
-def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("screenshots")
-    subprocess.run([sys.executable, str(SCRIPT), str(folder)], check=True, timeout=120)
-    return folder
 
 
 def text(file: Path) -> str:
@@ -42,26 +35,28 @@ def text(file: Path) -> str:
     return "\n".join(rows[y] for y in sorted(rows))
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_a_screenshot_shows_what_it_is_for(taken: Path, name: str) -> None:
-    shown = text(taken / f"{name}.svg")
-    for pattern in SHOWN[name]:
-        assert re.search(pattern, shown, re.MULTILINE), f"{pattern} is not in\n{shown}"
+def check(folder: Path) -> None:
+    """That the pictures show what they are there for, and load nothing from anywhere."""
+    for name, patterns in SHOWN.items():
+        file = folder / f"{name}.svg"
+        shown = text(file)
+        for pattern in patterns:
+            assert re.search(pattern, shown, re.MULTILINE), f"{pattern} is not in\n{shown}"
+        elements = list(xml.parse(file).getroot().iter())
+        assert {each.tag.removeprefix(SVG) for each in elements} <= TAGS
+        values = [value for each in elements for value in each.attrib.values()]
+        assert not [value for value in values if "url" in value or "http" in value]
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_the_screenshots_of_the_readme_are_those_of_the_script(name: str) -> None:
-    file = STORED / f"{name}.svg"
-    assert f"(docs/screenshots/{name}.svg)" in (ROOT / "README.md").read_text("utf-8")
-    assert file.stat().st_size < 40_000
-    for pattern in SHOWN[name]:
-        assert re.search(pattern, text(file), re.MULTILINE)
+def test_the_script_takes_the_screenshots(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], check=True, timeout=120)
+    assert {file.stem for file in tmp_path.iterdir()} == SHOWN.keys()
+    check(tmp_path)
 
 
-def test_pictures_load_nothing_from_anywhere(taken: Path) -> None:
-    for file in taken.iterdir():
-        picture = xml.parse(file).getroot()
-        tags = {element.tag.removeprefix(SVG) for element in picture.iter()}
-        assert tags <= {"svg", "title", "rect", "g", "text"}
-        attributes = {value for element in picture.iter() for value in element.attrib.values()}
-        assert not [value for value in attributes if "url" in value or "http" in value]
+def test_the_readme_shows_them() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = set(re.findall(r"\(docs/screenshots/(\w+)\.svg\)", readme))
+    assert shown == SHOWN.keys() == {file.stem for file in STORED.iterdir()}
+    assert max(file.stat().st_size for file in STORED.iterdir()) < 40_000
+    check(STORED)
