@@ -44,7 +44,7 @@ sanitize: $(BIN)/python
 	$(BIN)/ctest --test-dir build/asan --output-on-failure
 	$(NATIVE_BUILD) -B build/tsan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=thread
 	$(BIN)/cmake --build build/tsan -j2
-	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|together|importance|experts|check|probe|faults"
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|together|grammar|importance|experts|check|probe|faults"
 
 kernels: $(BIN)/python
 	$(NATIVE_BUILD) -B build/plain -DQWEN3_TESTS=ON

@@ -78,26 +78,32 @@ def other_key(program: Program, names: Collection[str], then: Place) -> Place:
         return character(program, ANY, after)
 
     rest = program.loop(free, end)
-    beginnings = {name[:n] for name in names for n in range(len(name) + 1)}
-    following: dict[str, list[str]] = {}
-    for text in beginnings:
-        if text:
-            following.setdefault(text[:-1], []).append(text)
-    places: dict[str, Place] = {}
+    # The names as a tree: what goes on from each of their beginnings, the empty one first.
+    tree: list[dict[str, int]] = [{}]
+    whole = set()
+    for name in names:
+        at = 0
+        for char in name:
+            if char not in tree[at]:
+                tree[at][char] = len(tree)
+                tree.append({})
+            at = tree[at][char]
+        whole.add(at)
 
     @cache
     def unlike(chars: str) -> Place:
         """A character that none of the names goes on with."""
         return character(program, complement((ord(char), ord(char)) for char in chars), rest)
 
-    for text in sorted(beginnings, key=len, reverse=True):
-        longer = sorted(following.get(text, []))
-        ways = [unlike("".join(t[-1] for t in longer))]
-        ways += [program.literal(quoted(t[-1])[1:-1], places[t]) for t in longer]
-        if text not in names:
+    places = [end] * len(tree)
+    for at in range(len(tree) - 1, -1, -1):  # what goes on came later
+        longer = sorted(tree[at])
+        ways = [unlike("".join(longer))]
+        ways += [program.literal(quoted(char)[1:-1], places[tree[at][char]]) for char in longer]
+        if at not in whole:
             ways.append(end)
-        places[text] = program.either(*ways)
-    return program.literal('"', places.get("", rest))
+        places[at] = program.either(*ways)
+    return program.literal('"', places[0] if names else rest)
 
 
 # ---- values -----------------------------------------------------------------------

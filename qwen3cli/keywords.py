@@ -7,7 +7,7 @@ Nothing but annotations is ignored: any other keyword that is not supported is a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, NoReturn
 
@@ -83,23 +83,31 @@ def _types_of(value: Any) -> set[str]:
     return {names[type(value)]}
 
 
-def holds(path: str, schema: dict[str, Any], value: Any) -> bool:
-    """Whether a schema, but for its enum and its choices, allows a value."""
-    if allowed_types(schema).isdisjoint(_types_of(value)):
-        return False
-    if isinstance(value, str):
-        if "pattern" in schema:
-            refuse(f"{path}/pattern", "beside an enum or const it is not supported")
-        if "format" in schema and not re.fullmatch(FORMATS[schema["format"]], value):
+def holding(schemas: Schemas, values: Iterable[Any]) -> list[Any]:
+    """Those of the values that all the schemas, but for their enums and choices, allow."""
+    types = set.intersection(*map(allowed_types, schemas.values()))
+    low, high = limits(schemas, "minLength", "maxLength")
+    within = bounds(schemas)
+    formats = {schema["format"] for schema in schemas.values() if "format" in schema}
+    patterns = [f"{path}/pattern" for path, schema in schemas.items() if "pattern" in schema]
+    structure = [f"{path}/{k}" for path, schema in schemas.items() for k in _STRUCTURE & {*schema}]
+
+    def holds(value: Any) -> bool:
+        if types.isdisjoint(_types_of(value)):
             return False
-        low, high = limits({path: schema}, "minLength", "maxLength")
-        return low <= len(value) and (high is None or len(value) <= high)
-    if isinstance(value, list | dict):
-        for keyword in sorted(_STRUCTURE & schema.keys()):
-            refuse(f"{path}/{keyword}", "beside an enum or const like this it is not supported")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        return bounds({path: schema}).hold(Decimal(repr(value)))
-    return True
+        if isinstance(value, str):
+            if patterns:
+                refuse(patterns[0], "beside an enum or const it is not supported")
+            fits = low <= len(value) and (high is None or len(value) <= high)
+            return fits and all(re.fullmatch(FORMATS[f], value, re.ASCII) for f in formats)
+        if isinstance(value, list | dict):
+            if structure:
+                refuse(min(structure), "beside an enum or const like this it is not supported")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            return within.hold(Decimal(repr(value)))
+        return True
+
+    return [value for value in values if holds(value)]
 
 
 def limits(schemas: Schemas, least: str, most: str) -> tuple[int, int | None]:
@@ -182,7 +190,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what an error says i
     "allOf": _SOME_LIST,
     "$ref": (_is_text, "it is a text such as #/$defs/name"),
     "pattern": (_is_text, "it is a text"),
-    "format": (lambda value: value in FORMATS, f"supported are {', '.join(FORMATS)}"),
+    "format": (
+        lambda value: isinstance(value, str) and value in FORMATS,
+        f"supported are {', '.join(FORMATS)}",
+    ),
     "minLength": _COUNT,
     "maxLength": _COUNT,
     "minimum": _NUMBER,

@@ -17,6 +17,7 @@ Build = Callable[[Place], Place]  # of a part of a grammar, given what follows i
 Ranges = tuple[tuple[int, int], ...]  # of code points, both ends included, in order
 
 MAX_INSTRUCTIONS = 200_000
+MAX_ASKED = 10 * MAX_INSTRUCTIONS  # bounds the time: some seconds
 MAX_CODE = 0x10FFFF
 ANY: Ranges = ((0, 0xD7FF), (0xE000, MAX_CODE))  # surrogates are no characters
 
@@ -31,6 +32,7 @@ class Program:
         self._code: list[tuple[int, int, int, int, int]] = []
         self._places: dict[tuple[int, int, int, int, int], Place] = {}
         self._sets: dict[int, int] = {}  # the bits of a set of bytes: its index
+        self._asked = 0  # for how many instructions, equal ones included
         self.done = self._emit(_RETURN)
 
     @property
@@ -47,6 +49,9 @@ class Program:
         return len(self._code)
 
     def _emit(self, op: int, then: Place = 0, a: int = 0, b: int = 0, c: int = 0) -> Place:
+        self._asked += 1
+        if self._asked > MAX_ASKED:
+            raise UsageError("the schema is too large: it takes too long to write its grammar")
         instruction = (op, then, a, b, c)
         place = self._places.setdefault(instruction, len(self._code))
         if place == len(self._code):
@@ -114,7 +119,10 @@ class Program:
             if high > _UNROLLED:
                 raise UsageError(f"more than {_UNROLLED} repetitions of what may be empty")
             for _ in range(high):
-                then = self.either(body(then), then)
+                before = self.either(body(then), then)
+                if before == then:  # it matches nothing but nothing
+                    break
+                then = before
             return then
         if low == 0 and high == 1:
             return self.either(body(then), then)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import unquote
 
 from qwen3cli.errors import UsageError
@@ -30,7 +30,7 @@ from qwen3cli.keywords import (
     bounds,
     check,
     escaped,
-    holds,
+    holding,
     limits,
     refuse,
 )
@@ -40,6 +40,7 @@ from qwen3cli.program import Place, Program
 
 Schema = dict[str, Any] | bool
 Paths = tuple[str, ...]  # of schemas that apply together
+_Text = TypeVar("_Text", str, bytes)
 
 MAX_BYTES = 1 << 20
 _MAX_ALTERNATIVES = 20_000  # of all rules
@@ -58,7 +59,7 @@ def load(path: str | Path) -> Schema:
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8-sig")
+        text = _short(data, str(path)).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -66,10 +67,15 @@ def load(path: str | Path) -> Schema:
     return parse(text, str(path))
 
 
-def parse(text: str, name: str = "schema") -> Schema:
-    """The schema that a text spells; name: where the text is from, for errors."""
+def _short(text: _Text, name: str) -> _Text:
     if len(text) > MAX_BYTES:
         raise UsageError(f"{name}: a schema is at most {MAX_BYTES:,} bytes long")
+    return text
+
+
+def parse(text: str, name: str = "schema") -> Schema:
+    """The schema that a text spells; name: where the text is from, for errors."""
+    _short(text, name)
 
     def no_number(spelled: str) -> NoReturn:
         raise UsageError(f"{name}: {spelled} is no number of JSON, or too large")
@@ -223,13 +229,8 @@ class _Compiler:
         for values in lists[1:]:
             others = {json.dumps(value, sort_keys=True) for value in values}
             allowed = {text: value for text, value in allowed.items() if text in others}
-        return self.program.either(
-            *(
-                constant(self.program, value, self.program.done)
-                for value in allowed.values()
-                if all(holds(path, schema, value) for path, schema in schemas.items())
-            )
-        )
+        values = holding(schemas, allowed.values())
+        return self.program.either(*(constant(self.program, v, self.program.done) for v in values))
 
     def _string(self, schemas: Schemas) -> Place:
         program = self.program
@@ -346,7 +347,8 @@ def _item(schemas: Schemas, i: int) -> list[str]:
 
 def _child(schema: Any, part: str) -> Any:
     if isinstance(schema, list):
-        return schema[int(part)] if part.isdecimal() and int(part) < len(schema) else None
+        known = part.isdecimal() and len(part) < 9 and int(part) < len(schema)
+        return schema[int(part)] if known else None
     return schema.get(part) if isinstance(schema, dict) else None
 
 

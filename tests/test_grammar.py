@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from gguf_tiny import tiny_model
 from schemas import draw_text, random_schema, random_value
 from vocabulary import real_tokenizer
 
+from qwen3cli import keywords
 from qwen3cli.engine import Grammar, Model, Sampling, Tokenizer
 from qwen3cli.errors import Qwen3Error, UsageError
-from qwen3cli.schema import load
+from qwen3cli.keywords import bounds
+from qwen3cli.program import Program
+from qwen3cli.schema import compiled, load
 
 IM_END, ENDOFTEXT, N_ORDINARY = 151645, 151643, 151643
 NANO = Path(__file__).parent.parent / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"
@@ -142,6 +146,12 @@ TEXTS: list[tuple[Any, list[str], list[str]]] = [  # a schema, texts it allows, 
     ({"enum": ["a\"é", 1, None]}, [r'"a\"é"', "1", "null"], ['"a"', "2", r'"a\"\u00e9"']),
     ({"enum": ["a", "bcd", 3, 30], "minLength": 2, "maximum": 10}, ['"bcd"', "3"], ['"a"', "30"]),
     ({"enum": ["a", 1, 1.5], "type": ["integer", "null"]}, ["1"], ['"a"', "1.5", "null"]),
+    (
+        {"enum": [2, 5, 7, "2024-01-01", "2024-01-٠١"], "format": "date",
+         "allOf": [{"minimum": 3}, {"maximum": 6}]},
+        ["5", '"2024-01-01"'],
+        ["2", "7", '"2024-01-٠١"'],  # those are digits, too
+    ),
     ({"type": "string", "nullable": True, "maxLength": 1}, ['"a"', "null"], ["1"]),
     (
         {"anyOf": [{"type": "integer"}, {"const": "x"}], "minimum": 5},
@@ -366,6 +376,7 @@ REFUSED: list[tuple[Any, str]] = [  # a schema, and what its error says
     ({"tpye": "string"}, "'tpye'"),
     ({"type": "text"}, "#/type: it is one of null, boolean"),
     ({"type": "string", "format": "iri"}, "#/format: supported are date"),
+    ({"type": "string", "format": ["date"]}, "#/format: supported are date"),
     ({"type": "string", "pattern": "(?=a)b"}, "#/pattern: .*looking ahead"),
     ({"type": "string", "pattern": r"(a)\1"}, r"#/pattern: .*\\1"),
     ({"type": "string", "pattern": r"\bword"}, "pattern"),
@@ -381,6 +392,7 @@ REFUSED: list[tuple[Any, str]] = [  # a schema, and what its error says
     ({"items": 3, "type": "array"}, "#/items: a schema is a JSON object"),
     ({"$ref": "other.json"}, "is not in this schema"),
     ({"$ref": "#/$defs/none"}, "nothing in the schema at this path"),
+    ({"$ref": "#/allOf/" + "9" * 5000, "allOf": [{}]}, "nothing in the schema at this path"),
     ({"$ref": "#"}, "refers to itself"),
     ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "refers to itself"),
     ({"properties": {"a": {"$id": "x"}}, "type": "object"}, r"#/properties/a/\$id"),
@@ -423,6 +435,53 @@ def test_too_many_ways_at_once_are_an_error(tokenizer: Tokenizer) -> None:
             matcher.accept(tokenizer.encode('"a')[0] if not _ else tokenizer.encode("aaaa")[0])
 
 
+def test_a_long_name_takes_memory_for_its_length_alone() -> None:
+    tracemalloc.start()
+    try:
+        compiled({"type": "object", "properties": {"x" * 12_000: True}})  # 72 MB of beginnings
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_nothing_is_not_repeated() -> None:
+    program, calls = Program(), []
+
+    def nothing(then: int) -> int:
+        calls.append(then)
+        return then
+
+    assert program.repeat(nothing, 0, 100, program.done, empty=True) == program.done
+    assert len(calls) == 1  # or 100 ** n for n repetitions within each other
+
+
+def test_many_constants_under_many_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return bounds(*args)
+
+    monkeypatch.setattr(keywords, "bounds", counted)
+    compiled({"enum": list(range(100)), "allOf": [{"minimum": i} for i in range(100)]})
+    assert calls < 100
+
+
+def test_parts_that_are_written_again_and_again_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = {
+        "type": "object",
+        "allOf": [{"properties": {str(i): True for i in range(20)}, "additionalProperties": False}],
+        "anyOf": [{"title": str(i)} for i in range(100)],  # each the same instructions
+    }
+    assert len(compiled(schema).code) < 2000 * 20
+    monkeypatch.setattr("qwen3cli.program.MAX_ASKED", 5000)
+    with pytest.raises(UsageError, match="too large"):
+        compiled(schema)
+
+
 def test_annotations_are_no_keywords(tokenizer: Tokenizer) -> None:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://x.y/z",
@@ -443,6 +502,9 @@ def test_a_file_says_where_it_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="UTF-8"):
         load(path)
     path.write_text('{"title": "' + "a" * (1 << 20) + '"}')
+    with pytest.raises(UsageError, match="at most"):
+        load(path)
+    path.write_text('{"title":  "' + "é" * (1 << 20) + '"}')  # what is read ends within one
     with pytest.raises(UsageError, match="at most"):
         load(path)
     with pytest.raises(UsageError, match="No such file"):
