@@ -68,6 +68,20 @@ def rows(text: str, width: int) -> list[str]:
     return [row for line in _LINE.findall(text) for row in _rows(line, width)]
 
 
+def wrapped(text: str, width: int, hang: int = 0) -> str:
+    """One line broken at spaces, and between wide characters, as rows() has it; what follows the
+    first row is indented by hang. A longer word is left to the terminal, in which it can be copied
+    whole."""
+    hang = min(hang, width // 2)
+    first = next(iter(rows(text, width)), "")
+    parts = [first]
+    for row in rows(text[len(first) :], width - hang):
+        if parts[-1].endswith(" ") or breaks_between(parts[-1][-1], row[0]):
+            parts += "\n", " " * hang
+        parts.append(row)
+    return re.sub(r" +\n", "\n", "".join(parts))
+
+
 def _rows(line: str, width: int) -> Iterator[str]:
     if line.isascii() and "\t" not in line:
         yield from _ascii_rows(line, width)

@@ -108,6 +108,7 @@ def _converse(talk: Talk, *, remember: bool) -> None:
     editor = Editor(
         choices=choices, fold=terminal.toggle_fold, note=terminal.note, remember=remember
     )
+    terminal.announce_fold_key("Ctrl-T")
     terminal.note(
         f"{talk.model}: /help lists the commands, Alt-Enter starts a new line, Ctrl-D leaves"
     )

@@ -331,13 +331,13 @@ def _ctx(talk: Talk, _argument: str) -> None:
     nobody: Message = {"role": "user", "content": ""}
     if conversation.system is not None:
         system: Message = {"role": "system", "content": conversation.system}
-        note(f"{'system':<10}{count([system]):>8,}  {beginning(conversation.system)}")
+        note(f"{'system':<10}{count([system]):>8,}  {beginning(conversation.system)}", hang=20)
     for index, message in enumerate(conversation.messages):
         # Between others: what was said before the last message goes without its thoughts.
         tokens = count([nobody, message, nobody]) - count([nobody, nobody])
         who = "you" if message["role"] == "user" else "answer"
         sent = "" if index >= conversation.dropped else "(not sent any more) "
-        note(f"{who:<10}{tokens:>8,}  {sent}{beginning(message.get('content') or '')}")
+        note(f"{who:<10}{tokens:>8,}  {sent}{beginning(message.get('content') or '')}", hang=20)
     said = conversation.said()
     conversation.settle()
     used, held = len(said), _common(conversation.session.ids, said)
@@ -455,7 +455,7 @@ def _fold(talk: Talk, _argument: str) -> None:
 @_command("/help", "", "this list")
 def _help(talk: Talk, _argument: str) -> None:
     for name, command in COMMANDS.items():
-        talk.terminal.note(f"{f'{name} {command.takes}':<22} {command.about}")
+        talk.terminal.note(f"{f'{name} {command.takes}':<22} {command.about}", hang=23)
     talk.terminal.note("Alt-Enter, or a \\ at the end: a new line. Ctrl-G: your editor.")
     talk.terminal.note("Ctrl-R: search. Ctrl-C: drops the line; while it thinks: answer now.")
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from qwen3cli.cells import wrapped
 from qwen3cli.sanitize import clean, json_line, one_line
 from qwen3cli.streams import Cursor, Stream
 from qwen3cli.thoughts import Thoughts
@@ -129,12 +130,15 @@ class Terminal:
         """Ctrl-C was pressed: the terminal has written ^C where the cursor was."""
         self._cursor.midline = True
 
-    def note(self, text: str, *, dim: bool = False) -> None:
-        """One line on stderr, for people."""
+    def note(self, text: str, *, dim: bool = False, hang: int = 0) -> None:
+        """One line on stderr, for people. On a terminal it wraps at words, hang: with that many
+        spaces before what does not fit into the first row."""
         text = one_line(text)
         if self._bar:  # above it
             self._bar.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
             return
+        if self._err.moves:
+            text = wrapped(text, self._err.size[0], hang)
         if dim and self._err.is_styled:
             text = f"{_DIM}{text}{_RESET}"
         with self._thoughts.aside():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, RLock, Thread
 
+from qwen3cli.cells import text_cells, wrapped
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.panel import Panel
 from qwen3cli.sanitize import clean
@@ -95,8 +96,11 @@ class Thoughts:
                 self._mark(False)
                 stream.show("\n")
             else:
+                columns = stream.size[0]
+                line = f"▸ {clean(summary) or self._panel.summary}"
                 hint = f" · {self.unfolds} unfolds" if self.unfolds else ""
-                line = f"▸ {clean(summary) or self._panel.summary}{hint}"
+                line += hint if text_cells(line + hint) <= columns else ""
+                line = wrapped(line, columns, hang=2)
                 self.close()
                 stream.show(f"{_DIM}{line}{_RESET}\n" if stream.is_styled else f"{line}\n")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pexpect
 import pyte
+from emulator import Screen, is_sane, lines_of, resize, scrolled
 
 COMMAND = [sys.executable, "-m", "qwen3cli"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,35 +86,46 @@ class Command:
             env=environment(self.home, **env),
         )
 
-    def terminal(self, *args: str, columns: int = 120, **env: str) -> TerminalCommand:
-        """Starts it on a pseudo-terminal."""
-        return TerminalCommand([*COMMAND, *args], self.home, env, columns)
+    def terminal(
+        self, *args: str, columns: int = 120, lines: int = 24, scripted: bool = False, **env: str
+    ) -> TerminalCommand:
+        """Starts it on a pseudo-terminal. scripted: with the model of scripted.py."""
+        command = [sys.executable, str(ROOT / "tests" / "scripted.py")] if scripted else COMMAND
+        return TerminalCommand([*command, *args], self.home, env, columns, lines)
 
 
 class TerminalCommand:
-    """A command on a pseudo-terminal of 24 lines."""
+    """A command on a pseudo-terminal, and what somebody sees there."""
 
-    def __init__(self, argv: list[str], home: Path, env: dict[str, str], columns: int) -> None:
+    def __init__(
+        self, argv: list[str], home: Path, env: dict[str, str], columns: int, lines: int
+    ) -> None:
         self.raw = ""
-        self._columns = columns
+        self._emulator = Screen(columns, lines, history=10_000)
+        self._stream = pyte.Stream(self._emulator)
         self.echoes = False  # at the end: the terminal is as a shell expects it
         self._process = pexpect.spawn(
             argv[0],
             argv[1:],
             cwd=str(home),
-            # Nobody here answers when prompt_toolkit asks where the cursor is.
-            env=environment(home, PROMPT_TOOLKIT_NO_CPR="1", **env),
-            dimensions=(24, columns),
+            # Where the cursor is, which prompt_toolkit asks, is answered by who reads the output.
+            env=environment(home, **{"PROMPT_TOOLKIT_NO_CPR": "1"} | env),
+            dimensions=(lines, columns),
             encoding="utf-8",
             codec_errors="replace",
             timeout=30,
         )
+        self._emulator.write_process_input = self._process.send
+
+    def _see(self, text: str) -> None:
+        self.raw += text
+        self._stream.feed(text)
 
     def wait_for(self, pattern: str) -> str:
         """The output up to and with the next match of a regular expression."""
         self._process.expect(pattern)
         seen = str(self._process.before) + str(self._process.after)
-        self.raw += seen
+        self._see(seen)
         return seen
 
     def wait_for_prompt(self) -> None:
@@ -122,8 +134,22 @@ class TerminalCommand:
 
     def wait_to_see(self, text: str) -> None:
         """Waits until a text is on the screen."""
-        while text not in self.screen:
-            self.wait_for(".+")
+        self.wait_until_it_shows(lambda: text in self.screen, text)
+
+    def wait_until_it_shows(self, condition: Callable[[], bool], what: str = "it") -> None:
+        """Waits until the screen is as it should be."""
+        while not condition():
+            try:
+                self.wait_for(".+")
+            except (pexpect.TIMEOUT, pexpect.EOF):
+                raise AssertionError(f"{what!r} does not show:\n{self.screen}") from None
+
+    def resize(self, columns: int, lines: int = 24) -> None:
+        """Between two pieces of the output."""
+        while self._process.expect([".+", pexpect.TIMEOUT], timeout=0.02) == 0:
+            self._see(str(self._process.after))
+        resize(self._emulator, columns, lines)
+        self._process.setwinsize(lines, columns)
 
     def type(self, text: str) -> None:
         self._process.send(text)
@@ -156,7 +182,7 @@ class TerminalCommand:
     def killed_by(self) -> int:
         """Waits for the end by a signal, and tells by which."""
         self._process.expect(pexpect.EOF)
-        self.raw += str(self._process.before)
+        self._see(str(self._process.before))
         self.echoes = self._process.getecho()
         self._process.close()
         assert self._process.signalstatus is not None, self._process.exitstatus
@@ -165,7 +191,7 @@ class TerminalCommand:
     def finish(self) -> int:
         """Waits for the end; the exit code."""
         self._process.expect(pexpect.EOF)
-        self.raw += str(self._process.before)
+        self._see(str(self._process.before))
         self.echoes = self._process.getecho()
         self._process.close()
         assert "Traceback" not in self.raw
@@ -186,8 +212,21 @@ class TerminalCommand:
         return _STYLES.sub("", self.raw).replace("\r\n", "\n")
 
     @property
+    def lines(self) -> list[str]:
+        """The lines of the screen down to the last that is not empty."""
+        return lines_of(self._emulator)
+
+    @property
     def screen(self) -> str:
         """What the screen shows."""
-        screen = pyte.Screen(self._columns, 24)
-        pyte.Stream(screen).feed(self.raw)
-        return "\n".join(line.rstrip() for line in screen.display).rstrip()
+        return "\n".join(self.lines)
+
+    @property
+    def everything(self) -> list[str]:
+        """The lines with those that scrolled away."""
+        return [*scrolled(self._emulator), *self.lines]
+
+    @property
+    def is_sane(self) -> bool:
+        """Cursor shown, lines wrapping, no style left, the main screen."""
+        return is_sane(self._emulator)

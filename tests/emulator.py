@@ -1,9 +1,10 @@
-"""A terminal emulator behind a pseudo-terminal, on which this process writes."""
+"""A terminal emulator, and one behind a pseudo-terminal on which this process writes."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import select
 import struct
 import sys
@@ -16,6 +17,15 @@ import pytest
 
 from qwen3cli.terminal import Terminal
 
+WIDTHLESS = re.compile("[\u200b-\u200d\ufe0e\ufe0f]")  # what joins emoji and chooses their style
+
+
+class Screen(pyte.HistoryScreen):
+    """pyte's, which drops what follows a character without width."""
+
+    def draw(self, data: str) -> None:
+        super().draw(WIDTHLESS.sub("", data))
+
 
 class Emulator:
     """What somebody at a terminal sees. stdout and stderr are both it, as in a shell."""
@@ -23,7 +33,7 @@ class Emulator:
     def __init__(self, columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self._master, slave = os.openpty()
         self._file = os.fdopen(slave, "w", encoding="utf-8")
-        self.screen = pyte.HistoryScreen(columns, lines, history=10_000)
+        self.screen = Screen(columns, lines, history=10_000)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
         self.resize(columns, lines)
@@ -50,9 +60,7 @@ class Emulator:
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.read()
-        dropped = max(self.screen.lines - lines, 0)  # from the top, and the cursor stays, says pyte
-        self.screen.resize(lines, columns)
-        self.screen.cursor.y = max(self.screen.cursor.y - dropped, 0)
+        resize(self.screen, columns, lines)
 
     def read(self, patience: float = 0.02) -> None:
         """Shows what was written."""
@@ -70,30 +78,52 @@ class Emulator:
     def lines(self) -> list[str]:
         """The lines of the screen down to the last that is not empty."""
         self.read()
-        shown = [self._text(self.screen.buffer[y]) for y in range(self.screen.lines)]
-        return "\n".join(shown).rstrip("\n").split("\n")
+        return lines_of(self.screen)
 
     @property
     def everything(self) -> list[str]:
         """The same with the lines that scrolled away."""
         lines = self.lines
-        return [*map(self._text, self.screen.history.top), *lines]
-
-    def _text(self, row: Mapping[int, pyte.screens.Char]) -> str:
-        return "".join(row[x].data for x in range(self.screen.columns)).rstrip()
+        return [*scrolled(self.screen), *lines]
 
     @property
     def is_sane(self) -> bool:
         """Cursor shown, lines wrapping, no style left, the main screen."""
         self.read()
-        modes = self.screen.mode
-        cursor = self.screen.cursor
-        plain = not (cursor.attrs.bold or cursor.attrs.italics or cursor.attrs.underscore)
-        return (
-            pyte.modes.DECTCEM in modes
-            and pyte.modes.DECAWM in modes
-            and not modes & {1049 << 5, 47 << 5, 2026 << 5}
-            and not cursor.hidden
-            and plain
-            and cursor.attrs.fg == cursor.attrs.bg == "default"
-        )
+        return is_sane(self.screen)
+
+
+def resize(screen: pyte.Screen, columns: int, lines: int) -> None:
+    """As xterm does: rows are cut at the right, and lines dropped from the top."""
+    dropped = max(screen.lines - lines, 0)  # and the cursor stays, says pyte
+    screen.resize(lines, columns)
+    screen.cursor.y = max(screen.cursor.y - dropped, 0)
+
+
+def lines_of(screen: pyte.Screen) -> list[str]:
+    """The lines of the screen down to the last that is not empty."""
+    shown = [_text(screen.buffer[y]) for y in range(screen.lines)]
+    return "\n".join(shown).rstrip("\n").split("\n")
+
+
+def scrolled(screen: pyte.HistoryScreen) -> list[str]:
+    """The lines that scrolled away."""
+    return [_text(row) for row in screen.history.top]
+
+
+def is_sane(screen: pyte.Screen) -> bool:
+    """Cursor shown, lines wrapping, no style left, the main screen."""
+    cursor = screen.cursor
+    plain = not (cursor.attrs.bold or cursor.attrs.italics or cursor.attrs.underscore)
+    return (
+        pyte.modes.DECTCEM in screen.mode
+        and pyte.modes.DECAWM in screen.mode
+        and not screen.mode & {1049 << 5, 47 << 5, 2026 << 5}
+        and not cursor.hidden
+        and plain
+        and cursor.attrs.fg == cursor.attrs.bg == "default"
+    )
+
+
+def _text(row: Mapping[int, pyte.screens.Char]) -> str:
+    return "".join(row[x].data for x in range(max(row, default=-1) + 1)).rstrip()
