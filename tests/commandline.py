@@ -109,7 +109,7 @@ class TerminalCommand:
             dimensions=(lines, columns),
             encoding="utf-8",
             codec_errors="replace",
-            timeout=30,
+            timeout=8,
         )
         self._emulator.write_process_input = self._process.send
 
