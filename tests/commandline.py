@@ -109,7 +109,7 @@ class TerminalCommand:
             dimensions=(lines, columns),
             encoding="utf-8",
             codec_errors="replace",
-            timeout=8,
+            timeout=30,
         )
         self._emulator.write_process_input = self._process.send
 

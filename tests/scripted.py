@@ -9,7 +9,6 @@ model waits until the file `steps` holds another byte, or until Ctrl-C hurries i
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event

@@ -253,7 +253,7 @@ def test_resized_while_it_thinks_and_answers(first: int, second: int, tmp_path: 
     for text, columns in (("a-end", first), ("b-end", second), ("c-end", first)):
         at.resize(columns)
         at.wait_to_see(text)
-        talker.see(lambda: panel_is_whole(at, columns), "the panel")
+        talker.see(lambda width=columns: panel_is_whole(at, width), "the panel")
         assert "> go" in at.lines
         talker.step()
     for text, columns in (("x-end", first), ("y-end", second), ("z-end", first)):
