@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 TAB = 4  # cells of a tab where the text around it is wrapped
+_LEAST = 16  # cells of a row behind what it is indented by
 _JOINER, _EMOJI_STYLE = "\u200d", "\ufe0f"
 _SKINS = range(0x1F3FB, 0x1F400)
 _NO_START = frozenset("、。，．：；？！）］｝〉》」』】〕”’…,.:;?!)]}%")  # after a wide character
@@ -72,7 +73,7 @@ def wrapped(text: str, width: int, hang: int = 0) -> str:
     """One line broken at spaces, and between wide characters, as rows() has it; what follows the
     first row is indented by hang. A longer word is left to the terminal, in which it can be copied
     whole."""
-    hang = min(hang, width // 2)
+    hang = min(hang, max(width - _LEAST, 0))
     first = next(iter(rows(text, width)), "")
     parts = [first]
     for row in rows(text[len(first) :], width - hang):
