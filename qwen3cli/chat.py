@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -58,7 +57,7 @@ def chat(options: Options, storage: Storage, terminal: Terminal) -> int:
         if typed:
             _converse(talk, remember=not storage.private)
             if talk.terminated:
-                raise Terminated(128 + signal.SIGTERM)
+                raise Terminated(128 + talk.terminated)
         else:
             for line in _piped_lines():
                 _take(talk, line)

@@ -74,7 +74,7 @@ class Editor:
             return self._session.prompt(default=prefill)
         except KeyboardInterrupt:
             return ""
-        except EOFError:
+        except (EOFError, OSError):  # OSError: the terminal is gone
             return None
 
     @contextmanager

@@ -68,21 +68,32 @@ def uninterrupted() -> Iterator[None]:
 
 
 class Terminated(SystemExit):
-    """SIGTERM: everything is put back on the way out."""
+    """SIGTERM or SIGHUP: everything is put back on the way out."""
+
+
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def orderly_termination() -> Iterator[None]:
-    """SIGTERM ends what runs inside by an exception, and then the program as it would have."""
+    """SIGTERM and SIGHUP end what runs inside by an exception, and then the program as they would
+    have. What is ignored, as SIGHUP is under nohup, stays so."""
 
     def leave(number: int, _frame: object) -> None:
         raise Terminated(128 + number)
 
-    handler = signal.signal(signal.SIGTERM, leave)
+    handlers = {
+        number: signal.signal(number, leave)
+        for number in TERMINATING
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
-    except Terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+    except Terminated as end:
+        assert isinstance(end.code, int)
+        number = end.code - 128
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

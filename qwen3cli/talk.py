@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qwen3cli import registry
 from qwen3cli.errors import ContextOverflow, Qwen3Error
-from qwen3cli.interrupt import watching
+from qwen3cli.interrupt import TERMINATING, watching
 from qwen3cli.memory import amount
 from qwen3cli.options import Options
 from qwen3cli.pieces import delimited
@@ -50,7 +51,7 @@ class Talk:
         self.files: dict[str, str] = {}  # what goes with the next message, by name
         self.editing: str | None = None  # the message that the next one takes the place of
         self.left = False
-        self.terminated = False  # by a signal, while it answered
+        self.terminated = 0  # by this signal, while it answered
 
     @property
     def model(self) -> str:
@@ -102,9 +103,20 @@ class Talk:
     def _answer(self, events: Events, keep: Callable[[Transcript], None]) -> bool:
         """Shows a reply and stores its turn, if it became one, which it tells."""
         talk = self.conversation
-        # A Ctrl-C that comes when the reply is there, but not all is stored, is too late.
-        with watching({signal.SIGINT: _ignore, signal.SIGTERM: self._terminate}), self.away():
+        there = False
+
+        def interrupt() -> None:
+            """A Ctrl-C before the reply is shown is for it. When it is there, but not all is
+            stored, it is too late."""
+            if not there:
+                talk.interrupt()
+
+        actions: dict[int, Callable[[], None]] = {signal.SIGINT: interrupt}
+        for number in TERMINATING:
+            actions[number] = partial(self._terminate, number)
+        with watching(actions), self.away():
             reply = self.last = stream(talk, events, self.settings, self.terminal)
+            there = True
             kept = reply.answer_stop != "user" or bool(reply.answer)
             if kept:
                 self.store(keep)
@@ -112,8 +124,8 @@ class Talk:
                 self.terminal.note(statistics(reply, talk.session), dim=True)
         return kept
 
-    def _terminate(self) -> None:
-        self.terminated = self.left = True
+    def _terminate(self, number: int) -> None:
+        self.terminated, self.left = number, True
         self.conversation.interrupt()
 
     # ---- what is stored -------------------------------------------------------------------
@@ -207,10 +219,6 @@ class Talk:
             f"{session.n_ctx:,} tokens (kv cache: up to {amount(session.kv_bytes)}), "
             f"{model.threads} thread{'s' * (model.threads != 1)}"
         )
-
-
-def _ignore() -> None:
-    pass
 
 
 def _turns(messages: list[Message]) -> Iterator[tuple[Message, Message]]:

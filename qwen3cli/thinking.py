@@ -185,6 +185,7 @@ class ThinkingControl:
         self._landed: Literal["user", "loop"] | None = None
         self._blanks = 0
         self._forced: tuple[int, ...] = ()
+        self._inserted = 0  # of them, to close the thoughts early
         self._phase = _Phase.ANSWER
         if thinking:
             self._phase = _Phase.THOUGHTS if prefilled else _Phase.OPENING
@@ -257,8 +258,8 @@ class ThinkingControl:
             if self._time.tokens == 0:
                 self._close("budget", self._tokens.stop_text)
         forced, self._forced = self._forced, ()
-        # a </think> in front was the model's own choice
-        self.inserted_tokens += len(forced) - (forced[:1] == (self._tokens.close,))
+        self.inserted_tokens += self._inserted
+        self._inserted = 0
         return forced
 
     def accept(self, token: int) -> Part:
@@ -343,6 +344,7 @@ class ThinkingControl:
         fitting = (forced for forced in (ids, self._tokens.closing) if len(forced) < self._room)
         forced = next(fitting, ())
         self._force(forced)
+        self._inserted = len(forced)
         if not forced:
             self._finish("limit")
 
@@ -352,5 +354,5 @@ class ThinkingControl:
 
     def _finish(self, stop: AnswerStop) -> None:
         self._phase = _Phase.DONE
-        self._forced = ()
+        self._forced, self._inserted = (), 0
         self.answer_stop = stop

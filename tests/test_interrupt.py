@@ -6,7 +6,13 @@ from queue import Queue
 
 import pytest
 
-from qwen3cli.interrupt import Terminated, interruptible, orderly_termination, watching
+from qwen3cli.interrupt import (
+    TERMINATING,
+    Terminated,
+    interruptible,
+    orderly_termination,
+    watching,
+)
 
 
 def raise_after(call: Callable[..., object]) -> Callable[..., object]:
@@ -62,15 +68,27 @@ def test_what_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def test_sigterm_unwinds_before_it_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", TERMINATING)
+def test_what_terminates_unwinds_before_it_ends_the_program(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent: list[int] = []
     monkeypatch.setattr("os.kill", lambda _pid, number: sent.append(number))
     unwound = []
     with orderly_termination():
         try:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         except Terminated:
             unwound.append(1)
             raise
-    assert (unwound, sent) == ([1], [signal.SIGTERM])
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (unwound, sent) == ([1], [number])
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with orderly_termination():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, handler)
