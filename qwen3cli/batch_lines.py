@@ -7,6 +7,7 @@ all that it depends on: that line, the settings of the command and the model.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import hashlib
@@ -69,6 +70,7 @@ def read_questions(
     without a seed gets one that follows from --seed (0) and its number."""
     common = {key: value for key, value in asdict(options).items() if key not in _INDIFFERENT}
     context = json.dumps([common, schema, model.name, model.stat().st_size]).encode()
+    data = data.removeprefix(codecs.BOM_UTF8)
     return [
         _question(number, line, options, hashlib.sha256(b"%d\n%b\n" % (number, context) + line))
         for number, line in enumerate(data.split(b"\n"), 1)
@@ -181,6 +183,8 @@ class Answers:
         self.path = path
         self.done: dict[int, dict[str, Any]] = {}  # by number of the question's line
         try:
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "is no regular file, which a batch can go on with")
             self._file: BinaryIO = path.open("a+b", buffering=0)
             self._lock()
             self._file.seek(0)

@@ -12,6 +12,7 @@ from qwen3cli.errors import INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
 from qwen3cli.interrupt import Terminated, orderly_termination, uninterrupted
 from qwen3cli.memory import amount
 from qwen3cli.options import Options
+from qwen3cli.reply import Wishes, computed
 from qwen3cli.run import open_conversation, settings_of
 from qwen3cli.streams import reason
 from qwen3cli.talk import Talk, model_name
@@ -189,9 +190,8 @@ def _save_kv(talk: Talk, transcript: Transcript) -> None:
     conversation = talk.conversation
     conversation.settle()
     try:
-        conversation.session.sync(
-            conversation.said()
-        )  # without the last thoughts: as it is resumed
+        # Without the last thoughts: as it is resumed.
+        computed(conversation.session.sync, conversation.said(), Wishes())
         conversation.session.save(transcript.kv_path)
         size = amount(transcript.kv_path.stat().st_size)
     except (Qwen3Error, OSError) as error:

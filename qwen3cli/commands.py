@@ -304,6 +304,8 @@ def _words(argument: str) -> list[str]:
 
 
 def _path(name: str) -> Path:
+    if "\0" in name:
+        raise UsageError(f"{name}: a file's name has no NUL in it")
     try:
         return Path(name).expanduser()
     except RuntimeError:

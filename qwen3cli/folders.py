@@ -20,7 +20,7 @@ def xdg(variable: str, fallback: str) -> Path:
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file that no kill can leave half written."""
+    """Writes a file that no kill can leave half written. Raises OSError, with its name."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with new.open("x", encoding="utf-8", errors="replace") as file:
@@ -28,5 +28,7 @@ def replace(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+    except OSError as error:  # whatever the new file is called is of no interest
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         new.unlink(missing_ok=True)

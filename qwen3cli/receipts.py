@@ -31,6 +31,7 @@ from qwen3cli.reply import Reply, Request, Settings
 from qwen3cli.session import Conversation
 from qwen3cli.streams import reason
 from qwen3cli.terminal import Terminal
+from qwen3cli.thinking import Landing
 
 if TYPE_CHECKING:
     from qwen3cli.schema import Schema
@@ -249,12 +250,17 @@ def read(file: str) -> Receipt:
 def _check(receipt: Receipt) -> None:
     """Raises ValueError for what the types do not say."""
     Generation(receipt.generation)
+    if "seed" in receipt.sampling:
+        raise ValueError("its sampling has a seed, as each sample has")
     sampling = _made(Sampling, receipt.sampling | {"seed": 0})
     if receipt.kv not in ("f16", "f32", "q8"):
         raise ValueError(f"its kv is {receipt.kv!r}")
+    if receipt.landing not in get_args(Landing):
+        raise ValueError(f"its landing is {receipt.landing!r}")
     if not receipt.samples or not receipt.prompt:
         raise ValueError("it has no samples or no prompt")
-    if max(*receipt.prompt, 0, sampling.top_k) > _LARGEST_INT or not 0 < receipt.n_ctx <= 1 << 24:
+    ids = [*receipt.prompt, *(token for sample in receipt.samples for token in sample.output)]
+    if max(*ids, sampling.top_k) > _LARGEST_INT or not 0 < receipt.n_ctx <= 1 << 24:
         raise ValueError("a number in it is too large")
 
 

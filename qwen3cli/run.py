@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qwen3cli import obtain, receipts
 from qwen3cli.budgets import parse_budget
 from qwen3cli.engine import Model, Session
-from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error
+from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.options import Options
 from qwen3cli.pieces import gather, joined, overflow
@@ -41,6 +41,7 @@ class Order:
 def run(order: Order, options: Options, terminal: Terminal) -> int:
     """Answers the prompt, files and text from a pipe; returns the exit code."""
     pieces = gather(order.prompt, order.files, terminal.note)
+    _check_thoughts(options.thoughts, order)
     terminal.route_thoughts(options.thoughts, default=not order.form.is_json)
     if order.receipt is not None:
         receipts.check_name(order.receipt)
@@ -62,6 +63,15 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
         receipt = receipts.of(conversation, options, settings, schema, replies, terminal)
         receipts.write(receipt, order.receipt)
     return max(codes)
+
+
+def _check_thoughts(where: str | None, order: Order) -> None:
+    """Raises UsageError for a file that holds something else: it would be emptied."""
+    if where in (None, "show", "dim", "fold", "hide"):
+        return
+    needed = [*order.files, *filter(None, (order.receipt, order.schema))]
+    if os.path.realpath(str(where)) in map(os.path.realpath, needed):
+        raise UsageError(f"--thoughts {where}: is for something else, too; choose another file")
 
 
 def read_schema(file: str | None) -> Schema | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Thread
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Closed", "Conversation", "Event", "Events", "Reply", "Settings", "Thought"]
 
-Events = Iterator[Event | Reply]
+Events = Generator[Event | Reply, None, None]
 
 
 class Conversation:
@@ -85,6 +85,12 @@ class Conversation:
         UsageError without one."""
         return self._turn(self.messages[: self._last_question() + 1], settings)
 
+    def revise(self, text: str, settings: Settings = Settings()) -> Events:
+        """Answers text in place of the last message of the user and of what followed it. Raises
+        UsageError without one."""
+        kept = self.messages[: self._last_question()]
+        return self._turn([*kept, {"role": "user", "content": text}], settings)
+
     def more(self, tokens: int, settings: Settings = Settings()) -> Events:
         """Goes on with the thoughts of the last reply, from before they were closed, for at most
         so many tokens, and answers anew. Raises UsageError when they were not closed early."""
@@ -109,6 +115,7 @@ class Conversation:
         text = self.messages[last].get("content") or ""
         del self.messages[last:]
         self.dropped = min(self.dropped, len(self.messages))
+        self._last = self._kept = None
         return text
 
     def clear(self) -> None:
@@ -116,6 +123,7 @@ class Conversation:
         self.settle()
         self.messages.clear()
         self.dropped = 0
+        self._last = self._kept = None
 
     def _last_question(self) -> int:
         for index in reversed(range(len(self.messages))):

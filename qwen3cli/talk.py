@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -74,15 +74,8 @@ class Talk:
 
     def say_instead(self, text: str) -> None:
         """A message in place of the last one. Without an answer all is as it was."""
-        before = list(self.conversation.messages)
-        self.conversation.undo()
-        kept = False
-        try:
-            events = self.conversation.reply(text, self.settings)
-            kept = self._answer_instead(events, self._keep_other_turn)
-        finally:
-            if not kept:
-                self.conversation.messages = before
+        events = self.conversation.revise(text, self.settings)
+        self._answer_instead(events, _take_back, self._keep_turn)
 
     def regenerate(self) -> None:
         """Answers the last message anew."""
@@ -94,15 +87,13 @@ class Talk:
         events = self.conversation.more(tokens, self.settings)
         self._answer_instead(events, self._keep_other_answer)
 
-    def _answer_instead(self, events: Events, keep: Callable[[Transcript], None]) -> bool:
-        kept = self._answer(events, keep)
-        if not kept and self.terminal.interactive:
+    def _answer_instead(self, events: Events, *keep: Callable[[Transcript], None]) -> None:
+        if not self._answer(events, *keep) and self.terminal.interactive:
             self.terminal.note("interrupted before the answer: the last one stays")
-        return kept
 
-    def _answer(self, events: Events, keep: Callable[[Transcript], None]) -> bool:
+    def _answer(self, events: Events, *keep: Callable[[Transcript], None]) -> bool:
         """Shows a reply and stores its turn, if it became one, which it tells."""
-        talk = self.conversation
+        talk, before = self.conversation, self.conversation.messages
         there = False
 
         def interrupt() -> None:
@@ -115,11 +106,16 @@ class Talk:
         for number in TERMINATING:
             actions[number] = partial(self._terminate, number)
         with watching(actions), self.away():
-            reply = self.last = stream(talk, events, self.settings, self.terminal)
+            try:
+                with closing(events):
+                    reply = self.last = stream(talk, events, self.settings, self.terminal)
+            except BaseException:  # half of it was shown: it is not said, as it is not stored
+                talk.messages = before
+                raise
             there = True
             kept = reply.answer_stop != "user" or bool(reply.answer)
             if kept:
-                self.store(keep)
+                self.store(*keep)
             if self.terminal.interactive:
                 self.terminal.note(statistics(reply, talk.session), dim=True)
         return kept
@@ -130,14 +126,21 @@ class Talk:
 
     # ---- what is stored -------------------------------------------------------------------
 
-    def store(self, keep: Callable[[Transcript], None]) -> None:
-        """Does something to the transcript, if there is one. A full disk is no reason not to
-        talk: it is told, and what is missing is stored later."""
-        if self.transcript:
+    def store(self, *keep: Callable[[Transcript], None]) -> None:
+        """Does things to the transcript, if there is one. A full disk is no reason not to talk: it
+        is told, the transcript is told all the same what follows, and stores it later."""
+        if not self.transcript:
+            return
+        failed: Qwen3Error | None = None
+        for each in keep:
             try:
-                keep(self.transcript)
+                each(self.transcript)
             except Qwen3Error as error:
-                self.terminal.note(f"qwen3: {error}")
+                failed = error
+            else:
+                failed = None  # it is all there now
+        if failed:
+            self.terminal.note(f"qwen3: {failed}")
 
     def as_stored(self) -> Stored:
         """The chat as a session, whether it is stored or not."""
@@ -152,16 +155,8 @@ class Talk:
         user, assistant = self.conversation.messages[-2:]
         transcript.turn(user, assistant, self._statistics())
 
-    def _keep_other_turn(self, transcript: Transcript) -> None:
-        transcript.undo()
-        self._keep_turn(transcript)
-
     def _keep_other_answer(self, transcript: Transcript) -> None:
         transcript.replace(self.conversation.messages[-1], self._statistics())
-
-    def _keep_all(self, transcript: Transcript) -> None:
-        for user, assistant in _turns(self.conversation.messages):
-            transcript.turn(user, assistant, {})
 
     def _statistics(self) -> dict[str, Any]:
         """Of the last reply, without its texts."""
@@ -182,7 +177,7 @@ class Talk:
         if self.transcript:
             self.store(lambda transcript: transcript.close())
             self.transcript = Transcript.create(self.transcript.model, system)
-            self.store(self._keep_all)
+            self.store(*(partial(_keep, turn=turn) for turn in _turns(messages)))
 
     def switch(self, model: str) -> None:
         """Talks to another model about the same. Raises Qwen3Error, and then nothing has
@@ -199,7 +194,10 @@ class Talk:
     def _check_room(
         self, conversation: Conversation, messages: list[Message], system: str | None
     ) -> None:
-        """Raises ContextOverflow when that conversation could not hold these messages."""
+        """Raises ContextOverflow when that conversation could not hold these messages, and may
+        not drop the oldest."""
+        if self.settings.overflow == "drop-oldest":
+            return
         trial = Conversation(conversation.session, system=system)
         trial.messages = messages
         used, n_ctx = trial.used(), conversation.session.n_ctx
@@ -219,6 +217,14 @@ class Talk:
             f"{session.n_ctx:,} tokens (kv cache: up to {amount(session.kv_bytes)}), "
             f"{model.threads} thread{'s' * (model.threads != 1)}"
         )
+
+
+def _take_back(transcript: Transcript) -> None:
+    transcript.undo()
+
+
+def _keep(transcript: Transcript, turn: tuple[Message, Message]) -> None:
+    transcript.turn(*turn, {})
 
 
 def _turns(messages: list[Message]) -> Iterator[tuple[Message, Message]]:

@@ -4,6 +4,7 @@ no questions."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -104,6 +105,20 @@ BAD = [
       "system": "c"}, "system: the messages have one"),
     ({"prompt": "many words " * 90}, "shorten it"),
 ]  # fmt: skip
+
+
+def test_a_byte_order_mark_is_no_error(qwen3: Command) -> None:
+    (qwen3.home / "in").write_text('{"prompt": "hi"}\n', "utf-8-sig")
+    done = qwen3("run", "--batch", "in", "-o", "out", "-m", "nano", "--max-tokens", "1")
+    assert done.returncode == 6 and "error" not in (qwen3.home / "out").read_text()
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "/dev/zero", "/dev/stdout", "fifo"])
+def test_answers_go_to_a_file_that_can_be_gone_on_with(qwen3: Command, target: str) -> None:
+    (qwen3.home / "in").write_text('{"prompt": "hi"}\n')
+    os.mkfifo(qwen3.home / "fifo")
+    done = qwen3("run", "--batch", "in", "-o", target, "-m", "nano")
+    assert done.returncode == 1 and f"{target}: is no regular file" in done.stderr
 
 
 def test_a_bad_line_is_an_error_of_its_own(qwen3: Command) -> None:

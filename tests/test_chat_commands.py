@@ -58,6 +58,12 @@ def test_an_edit_that_does_not_fit_changes_nothing(qwen3: Command) -> None:
     assert QUESTION in notes[1]
 
 
+def test_thoughts_can_go_on_after_an_edit_that_failed(qwen3: Command) -> None:
+    args = (*GREEDY, "--ctx", "128", "--budget", "4", "--landing", "hard")
+    answers, notes = talk(qwen3, QUESTION, f"/edit {'x ' * 200}", "/more 50", args=args)
+    assert len(answers) == 2 and len(notes) == 1 and "too many" in notes[0]
+
+
 def test_more_goes_on_with_thoughts_that_a_budget_ended(qwen3: Command) -> None:
     lines = ["/budget 8", QUESTION, "/stats", "/more 500", "/stats", "/more", "/more 0", "/more 5"]
     answers, notes = talk(qwen3, *lines)
@@ -226,3 +232,30 @@ def test_mistakes_are_told(qwen3: Command, line: str, problem: str) -> None:
     _, notes = talk(qwen3, line, "/set temp")
     assert notes[0].startswith("qwen3: ") and problem in notes[0]
     assert notes[1].split() == ["temp", "0"]
+
+
+@pytest.mark.parametrize("command", ["/load", "/save", "/file", "/model"])
+def test_a_name_with_a_nul_is_a_mistake(qwen3: Command, command: str) -> None:
+    _, notes = talk(qwen3, "hi", f"{command} x\0y", "/stats")
+    assert notes[0] == "qwen3: xy: a file's name has no NUL in it"
+    assert notes[1].startswith("1 turn,")
+
+
+def test_a_folder_that_is_not_there_is_named_as_it_was_typed(qwen3: Command) -> None:
+    _, notes = talk(qwen3, "hi", "/save nowhere/x.md")
+    assert notes == ["qwen3: nowhere/x.md: No such file or directory"]
+
+
+def test_a_chat_that_drops_the_oldest_loads_what_is_too_long(qwen3: Command) -> None:
+    turn = [
+        {"role": "user", "content": "How are you? " * 4},
+        {"role": "assistant", "content": "60"},
+    ]
+    (qwen3.home / "long.json").write_text(json.dumps(turn * 20))
+    args = (*GREEDY, "--no-think", "--ctx", "256")
+    _, notes = talk(qwen3, "/load long.json", args=args)
+    assert "too many" in notes[0]
+    answers, notes = talk(
+        qwen3, "/load long.json", QUESTION, args=(*args, "--overflow", "drop-oldest")
+    )
+    assert len(answers) == 1 and notes[0] == "20 turns loaded from long.json"

@@ -108,6 +108,14 @@ def test_an_unreadable_file_is_an_error(qwen3: Command) -> None:
     assert (done.returncode, done.stdout) == (1, "") and "secret: Permission" in done.stderr
 
 
+@pytest.mark.parametrize("flag", ["-f", "--receipt", "--schema"])
+def test_thoughts_never_take_the_place_of_what_is_read_or_kept(qwen3: Command, flag: str) -> None:
+    (qwen3.home / "mine").write_text("true")
+    done = qwen3("run", "hi", "-m", "nano", flag, "./mine", "--thoughts", "mine")
+    assert done.returncode == 2 and "for something else, too" in done.stderr
+    assert (qwen3.home / "mine").read_text() == "true"
+
+
 def test_an_overflow_says_how_many_tokens_each_piece_has(qwen3: Command) -> None:
     (qwen3.home / "long.txt").write_text("1 2 3 4 5 6 7 8 9\n" * 1000)
     done = qwen3("run", "Sum up", "-f", "long.txt", *GREEDY, input="in short\n")

@@ -243,6 +243,8 @@ def test_another_model_is_refused(qwen3: Command) -> None:
         ({"generation": "qwen4"}, "qwen4"),
         ({"sampling": {"heat": 1}}, "it has no temperature"),
         ({"sampling": {"temperature": "hot"}}, "temperature"),
+        ({"sampling": {"seed": 3}}, "a seed"),
+        ({"landing": "gentle"}, "gentle"),
         ({"prompt": [10**9]}, ""),
         ({"prompt": [2**40]}, "too large"),
         ({"prompt": []}, "no prompt"),
@@ -254,6 +256,13 @@ def test_what_is_no_receipt_is_refused(qwen3: Command, values: dict[str, Any], t
     done = qwen3("replay", "receipt")
     assert done.returncode in (1, 2, 5) and done.stderr.count("\n") == 1
     assert told in done.stderr and "internal error" not in done.stderr
+
+
+def test_an_output_of_huge_numbers_is_refused(qwen3: Command) -> None:
+    (sample,) = receipt(qwen3, *DRAWN)["samples"]
+    change(qwen3, samples=[sample | {"output": [2**63]}])
+    done = qwen3("replay", "receipt")
+    assert done.returncode == 1 and "too large" in done.stderr
 
 
 def test_other_files_are_no_receipts(qwen3: Command) -> None:
