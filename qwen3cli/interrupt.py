@@ -44,16 +44,18 @@ def watching(actions: Mapping[int, Callable[[], None]]) -> Iterator[None]:
                     os.write(outer, byte)
         os.close(read)
 
-    handlers = {number: signal.signal(number, handle) for number in watched}
-    outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    outer = -1
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
+    handlers = {number: signal.signal(number, handle) for number in watched}
+    # Handlers run when a call returns: with nothing between the two, a signal is acted upon once.
+    outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     unread = False
     try:
         yield
     finally:
-        unread = True
         signal.set_wakeup_fd(outer)
+        unread = True
         os.close(write)
         watcher.join()
         for number, handler in handlers.items():

@@ -329,7 +329,8 @@ def test_a_signal_in_a_run_on_a_terminal(seed: int, qwen3: Command) -> None:
         assert statistics[1] == "user" and statistics[3] in ("stop", "end")
     else:
         assert code == 130
-        assert not statistics or statistics[3] == "user"
+        # The second may have come behind the answer.
+        assert not statistics or statistics[3] == "user" or kind == "twice"
 
 
 @pytest.mark.parametrize("seed", range(9))
