@@ -245,13 +245,15 @@ def test_a_terminal_that_cannot_fold_shows_the_thoughts(monkeypatch) -> None:
         assert b"\x1b" not in screen.raw
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_ctrl_c_at_random_moments_leaves_the_terminal_sane(seed: int, tmp_path) -> None:
     # Nothing else thinks for so long: greedy, and every token makes itself likelier.
     endless = ["-m", "nano", "--temp", "0", "--presence-penalty", "-100"]
     command = Command(tmp_path).terminal("run", *endless, "hello")
     command.wait_for("▾ thinking")
     time.sleep(random.Random(seed).random() / 4)
+    command.press("c")  # the answer, which has no end either
+    command.wait_for("▸ thought for")
     command.press("c")
     assert command.finish() == 130
     screen = pyte.Screen(120, 24)
