@@ -138,10 +138,12 @@ class TerminalCommand:
 
     def wait_until_it_shows(self, condition: Callable[[], bool], what: str = "it") -> None:
         """Waits until the screen is as it should be."""
+        end = time.monotonic() + 30  # a panel never ceases to change
         while not condition():
             try:
                 self.wait_for(".+")
-            except (pexpect.TIMEOUT, pexpect.EOF):
+                assert time.monotonic() < end
+            except (pexpect.TIMEOUT, pexpect.EOF, AssertionError):
                 raise AssertionError(f"{what!r} does not show:\n{self.screen}") from None
 
     def resize(self, columns: int, lines: int = 24) -> None:

@@ -280,7 +280,7 @@ def test_resized_while_it_thinks_and_answers(first: int, second: int, tmp_path: 
 def panel_is_whole(at: TerminalCommand, columns: int) -> bool:
     """One live line with rows of this width under it, and nothing else."""
     lines = at.lines
-    live = [i for i, line in enumerate(lines) if line.startswith("▾ thinking")]
+    live = [i for i, line in enumerate(lines) if line.startswith("▾ ")]
     if len(live) != 1:
         return False
     rows = lines[live[0] + 1 :]
