@@ -124,7 +124,8 @@ def _converse(talk: Talk, *, remember: bool) -> None:
         except (Qwen3Error, OSError) as error:
             _tell(talk, error)
         except KeyboardInterrupt:  # of a command that takes its time, or between two lines
-            terminal.note("interrupted")
+            with uninterrupted():
+                terminal.note("interrupted")
 
 
 def _take(talk: Talk, line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,10 @@ from qwen3cli.keys import quiet
 _EDITORS = ("editor", "nano", "vi")  # where neither $VISUAL nor $EDITOR is set
 
 
+class _Dropped(Exception):
+    """Ctrl-C dropped the line. No KeyboardInterrupt: asyncio prints what of those it meets."""
+
+
 class Editor:
     """Lines, typed on a terminal."""
 
@@ -65,17 +70,33 @@ class Editor:
                 # Of a command alone: the menu reserves lines below the prompt.
                 complete_while_typing=Condition(_types_a_command),
                 enable_suspend=True,
+                interrupt_exception=_Dropped,
             )
 
     def read(self, prefill: str = "") -> str | None:
         """The next line, or lines; prefill: what is there to be changed. Nothing where Ctrl-C
         dropped it, None at the end of the input."""
+        late = False  # Ctrl-C, behind the line
+
+        def interrupt(_number: int, _frame: object) -> None:
+            nonlocal late
+            late = True
+
+        def begin() -> None:
+            nonlocal late
+            late = False
+
+        # Around the prompt, which has a handler of its own: asyncio is not to be torn open.
+        handler = signal.signal(signal.SIGINT, interrupt)
         try:
-            return self._session.prompt(default=prefill)
-        except KeyboardInterrupt:
+            line = self._session.prompt(default=prefill, pre_run=begin)
+        except _Dropped:
             return ""
         except (EOFError, OSError):  # OSError: the terminal is gone
             return None
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        return "" if late else line
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -143,6 +164,12 @@ class Editor:
                     self._note(f"qwen3: {error}")
 
             run_in_terminal(edit)
+
+        @keys.add("<sigint>")
+        def _(event: KeyPressEvent) -> None:
+            future = event.app.future
+            if future is not None and not future.done():  # a second one finds nothing to drop
+                event.app.exit(exception=_Dropped(), style="class:aborting")
 
         @keys.add("c-t")
         def _(_event: KeyPressEvent) -> None:

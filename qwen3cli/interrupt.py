@@ -45,9 +45,9 @@ def watching(actions: Mapping[int, Callable[[], None]]) -> Iterator[None]:
         os.close(read)
 
     outer = -1
+    handlers = {number: signal.signal(number, handle) for number in watched}
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
-    handlers = {number: signal.signal(number, handle) for number in watched}
     # Handlers run when a call returns: with nothing between the two, a signal is acted upon once.
     outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     unread = False

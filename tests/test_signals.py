@@ -277,6 +277,19 @@ def test_signals_in_a_chat(seed: int, end: int | None, qwen3: Command) -> None:
     assert (done.returncode, done.stdout) == (0, "60\n")
 
 
+def test_a_storm_of_interrupts_at_the_prompt(qwen3: Command) -> None:
+    rng = random.Random(5)
+    chat = Chat(qwen3, rng)
+    for _ in range(30):
+        for _ in range(2):
+            chat.send(INT)
+            chat.sleep(rng.random() / 200)
+        chat.sleep(0.02)
+    chat.says("/stats", "0 turns, ")
+    chat.press("d")
+    assert chat.code() == 0
+
+
 def test_a_chat_whose_terminal_is_gone(qwen3: Command) -> None:
     chat = Chat(qwen3, random.Random(0))
     chat.answer(thinking=False)
