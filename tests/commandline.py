@@ -98,7 +98,12 @@ class TerminalCommand:
     """A command on a pseudo-terminal, and what somebody sees there."""
 
     def __init__(
-        self, argv: list[str], home: Path, env: dict[str, str], columns: int, lines: int
+        self,
+        argv: list[str],
+        home: Path,
+        env: dict[str, str],
+        columns: int = 120,
+        lines: int = 24,
     ) -> None:
         self.raw = ""
         self._emulator = Screen(columns, lines, history=10_000)

@@ -19,6 +19,8 @@ COMMAND = typer.main.get_command(cli.app)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what the tests start inherits it
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup, likewise
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from commandline import ENDLESS, QUESTION, Command, TerminalCommand
 from gguf_tiny import tiny_model
 
 GREEDY = ("-m", "nano", "--temp", "0")
-STATISTICS = r"answer \d+ tokens \(\w+\), \d+ tok/s, seed \d+"
+STATISTICS = r"answer\s+\d+\s+tokens\s+\(\w+\),\s+\d+\s+tok/s,\s+seed\s+\d+"
 
 
 @pytest.fixture

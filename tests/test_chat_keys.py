@@ -10,7 +10,7 @@ from commandline import ENDLESS, QUESTION, Command, TerminalCommand
 
 GREEDY = ("-m", "nano", "--temp", "0", "--thoughts", "hide")
 STREAMING = r"\w{20}"  # of an endless answer
-ANSWERED = r"seed \d+"
+ANSWERED = r"seed\s+\d+"
 
 
 @pytest.fixture

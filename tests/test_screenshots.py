@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 SHOWN = {
     "thinking": [r"\$ qwen3 run .*--budget 192", r"▾ thinking \d\d/192 tokens", r"17 \+ 48: 7"],
     "folded": [r"▸ thought for 103 of 192 tokens, \d+ s \(natural\)", r"^42$", r"seed \d+"],
-    "chat": [r"\(budget\)\n55\n", r"> /more 64\n.*\(natural\)\n60\n", r"> /\n +/think +think"],
+    "chat": [r"\(budget\).*\n55\n", r"> /more 64\n.*\(natural\).*\n60\n", r"> /\n +/think +think"],
     "markdown": [r"^Tea, hot", r"^oolong │ 烏龍茶 +│ 90 °C │ +3$", r"^def brew"],
 }
 
