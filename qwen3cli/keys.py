@@ -8,7 +8,7 @@ import signal
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import Thread
+from threading import RLock, Thread
 
 from qwen3cli.interrupt import watching
 
@@ -37,11 +37,14 @@ def quiet(
         except OSError:  # the terminal is gone
             return False
 
+    lock, over = RLock(), False
+
     def change(on: bool) -> None:
-        if ours():
-            enter(on)
-            with suppress(termios.error):
-                termios.tcsetattr(fd, termios.TCSANOW, silent if on else before)
+        with lock:
+            if ours() and not (on and over):  # a late SIGCONT finds it over
+                enter(on)
+                with suppress(termios.error):
+                    termios.tcsetattr(fd, termios.TCSANOW, silent if on else before)
 
     def stop() -> None:
         change(False)
@@ -72,6 +75,7 @@ def quiet(
             change(True)
             yield
         finally:
+            over = True
             os.close(end)
             reader.join()
             os.close(ended)

@@ -128,6 +128,7 @@ class Job(TerminalCommand):
         """Stopped for a moment, in which the terminal is the shell's."""
         stop()
         self.until(lambda: self.stopped)
+        # Without the flags of input: prompt_toolkit leaves some as they are at its prompt.
         assert termios.tcgetattr(self._fd)[3] == self._before[3]
         self.sleep(rng.random() / 50)
         self.send(CONT)
