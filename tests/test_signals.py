@@ -260,7 +260,8 @@ def test_signals_in_a_chat(seed: int, end: int | None, qwen3: Command) -> None:
     turns = transcripts.read(path).turns
     assert int(_TURNS.search(told)[1]) == len(turns)
     assert len(turns) + chat.raw.count("the message was taken back") <= asked
-    assert all(turn.assistant["content"] for turn in turns)
+    for turn in turns:  # the model itself may say nothing
+        assert turn.assistant["content"] or turn.statistics["answer_stop"] == "end"
 
     chat.says("/clear", "forgot|clear")
     for name in ("temp", "top-k", "top-p", "presence-penalty"):
