@@ -237,3 +237,28 @@ class TerminalCommand:
     def is_sane(self) -> bool:
         """Cursor shown, lines wrapping, no style left, the main screen."""
         return is_sane(self._emulator)
+
+
+# ---- a chat on a terminal -------------------------------------------------------------
+
+ANSWERED = r"seed\s+\d+"  # the end of the statistics
+
+
+def chat(qwen3: Command, *args: str, columns: int = 80, **env: str) -> TerminalCommand:
+    terminal = qwen3.terminal("chat", *args, columns=columns, **env)
+    terminal.wait_for_prompt()
+    return terminal
+
+
+def say(terminal: TerminalCommand, line: str, pattern: str = ANSWERED) -> None:
+    terminal.type(f"{line}\r")
+    terminal.wait_for(pattern)
+    terminal.wait_for_prompt()
+
+
+def leave(terminal: TerminalCommand) -> str:
+    """What is on the screen at the end."""
+    terminal.press("d")
+    assert terminal.finish() == 0
+    assert terminal.echoes
+    return terminal.screen

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from commandline import Command
 from hub_server import LoopbackHub, Repository
 from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Outcome, Pull, set_up
 
@@ -21,6 +22,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what the tests start inherits it
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup, likewise
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def qwen3(tmp_path: Path) -> Command:
+    """The command in a home of its own."""
+    return Command(tmp_path)
 
 
 @pytest.fixture

@@ -28,11 +28,6 @@ QUESTIONS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 def ask(qwen3: Command, questions: list[Any], *args: str, code: int = 0) -> dict[int, Any]:
     """The answers by line."""
     lines = [line if isinstance(line, str) else json.dumps(line) for line in questions]

@@ -31,11 +31,6 @@ from qwen3cli.terminal import Terminal
 SHORT = ("--rounds", "1", "--prefill", "8", "--decode", "2", "--threads", "1")
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 # ---- the report ----------------------------------------------------------------
 
 

@@ -35,11 +35,6 @@ def memory(share: float) -> str:
     return f"{(always + share * sizes.experts) // 1000:.0f}K"
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 # ---- the report --------------------------------------------------------------------
 
 

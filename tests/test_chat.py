@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import stat
-from pathlib import Path
 
 import pytest
 from commandline import ENDLESS, QUESTION, Command, TerminalCommand
@@ -12,11 +11,6 @@ from gguf_tiny import tiny_model
 
 GREEDY = ("-m", "nano", "--temp", "0")
 STATISTICS = r"answer\s+\d+\s+tokens\s+\(\w+\),\s+\d+\s+tok/s,\s+seed\s+\d+"
-
-
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
 
 
 def ask(terminal: TerminalCommand, line: str, pattern: str = STATISTICS) -> str:

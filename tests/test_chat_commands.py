@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from commandline import QUESTION, Command
 from gguf_tiny import tiny_model
 
 GREEDY = ("-m", "nano", "--temp", "0")
-
-
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
 
 
 def talk(

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import pytest
-from commandline import ENDLESS, QUESTION, Command, TerminalCommand
+from commandline import ANSWERED, ENDLESS, QUESTION, Command, TerminalCommand, chat, leave, say
 
 GREEDY = ("-m", "nano", "--temp", "0", "--thoughts", "hide")
 STREAMING = r"\w{20}"  # of an endless answer
-ANSWERED = r"seed\s+\d+"
-
-
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
-def chat(qwen3: Command, *args: str, columns: int = 80, **env: str) -> TerminalCommand:
-    terminal = qwen3.terminal("chat", *args, columns=columns, **env)
-    terminal.wait_for_prompt()
-    return terminal
-
-
-def say(terminal: TerminalCommand, line: str, pattern: str = ANSWERED) -> None:
-    terminal.type(f"{line}\r")
-    terminal.wait_for(pattern)
-    terminal.wait_for_prompt()
-
-
-def leave(terminal: TerminalCommand) -> None:
-    terminal.press("d")
-    assert terminal.finish() == 0
-    assert terminal.echoes
 
 
 def last_line(terminal: TerminalCommand) -> str:

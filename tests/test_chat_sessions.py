@@ -4,38 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import QUESTION, Command, TerminalCommand
+from commandline import QUESTION, Command, chat, leave, say
 
 GREEDY = ("-m", "nano", "--temp", "0", "--thoughts", "hide")
-ANSWERED = r"seed\s+\d+"
-
-
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
-def chat(qwen3: Command, *args: str) -> TerminalCommand:
-    terminal = qwen3.terminal("chat", *args, columns=100)
-    terminal.wait_for_prompt()
-    return terminal
-
-
-def say(terminal: TerminalCommand, line: str, pattern: str = ANSWERED) -> None:
-    terminal.type(f"{line}\r")
-    terminal.wait_for(pattern)
-    terminal.wait_for_prompt()
-
-
-def leave(terminal: TerminalCommand) -> str:
-    """What it said at the end."""
-    terminal.press("d")
-    assert terminal.finish() == 0
-    return terminal.screen
 
 
 def stored(qwen3: Command) -> dict[str, Any]:

@@ -24,11 +24,6 @@ THOUGHTS = "17 + 48: 7+8=15, 1+4+1=6, 65\n65 - 5: 5-5=0, 6-0=6, 60"
 CLEAN = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*")
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 # ---- what goes where -----------------------------------------------------------
 
 

@@ -22,11 +22,6 @@ else:
     import tomli as tomllib
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 def config(qwen3: Command, text: str) -> Path:
     path = qwen3.home / ".config" / "qwen3" / "config.toml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,11 +25,6 @@ NANO = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"
 Floats = NDArray[np.float64]
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nano in F32."""

@@ -40,11 +40,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 def as_json(qwen3: Command, model: Path, *args: str) -> dict[str, Any]:
     done = qwen3("run", QUESTION, "-m", str(model), "--temp", "0", "--json", *args)
     assert done.returncode == 0, done.stderr

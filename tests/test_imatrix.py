@@ -52,11 +52,6 @@ def collected(model: Model, texts: list[list[int]], step: int = 4096) -> Importa
     return importance
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 def test_a_matrix_named_like_a_split_model_leaves_it_alone(tmp_path: Path, qwen3: Command) -> None:
     quantize(DATA / "nano-dense", tmp_path / "m.gguf", "q8_0", split_size=2_000_000)
     (tmp_path / "a.txt").write_text("one two three " * 20)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,6 @@ from commandline import ENDLESS, QUESTION, THINKING, Command
 
 GREEDY = ("-m", "nano", "--temp", "0")
 DRAWN = ("-m", "nano", "--temp", "100", "--top-k", "0", "--top-p", "1", "--no-think")
-
-
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
 
 
 def asked(qwen3: Command, *args: str, input: str | bytes = b"") -> tuple[int, str]:

@@ -23,11 +23,6 @@ NANO = ROOT / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"
 DRAWN = ("-m", "nano", "--temp", "1.5")
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 def receipt(qwen3: Command, *args: str, code: int = 0) -> dict[str, Any]:
     done = qwen3("run", QUESTION, *args, "--receipt", "receipt")
     assert (done.returncode, done.stderr) == (code, "") or code == 6

@@ -36,11 +36,6 @@ from quant.source import open_source
 NANO = ["nano-dense", "nano-moe"]
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 def rows_of(source: Path) -> Tensors:
     """Every tensor of a source, read in pieces that end anywhere."""
     result = {}

@@ -1,140 +1,34 @@
-"""The effective mode, and the machine that enforces budgets and limits, token by token."""
+"""The machine that enforces budgets and limits, token by token."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 import pytest
 from byte_tokenizer import ByteTokenizer
+from scripted_model import (
+    ANSWER,
+    CLOSE,
+    END,
+    GAP,
+    THINK,
+    TOKENIZER,
+    TOKENS,
+    Clock,
+    control,
+    run,
+    script,
+    varied,
+)
 
-from qwen3cli.engine import Sampling
-from qwen3cli.errors import FormatError, UsageError
-from qwen3cli.landing import ends
-from qwen3cli.prompt import Generation, Message
+from qwen3cli.errors import FormatError
 from qwen3cli.thinking import (
     ANSWER_RESERVE,
     LEADING_BLANKS,
     STOP_TEXT,
-    Part,
-    ThinkingControl,
     ThinkTokens,
-    default_sampling,
-    effective_thinking,
-    parse_budget,
 )
-
-TOKENIZER = ByteTokenizer()
-THINK, CLOSE = TOKENIZER.added["<think>"], TOKENIZER.added["</think>"]
-END = TOKENIZER.added["<|im_end|>"]
-GAP = TOKENIZER.piece("\n\n")
-TOKENS = ThinkTokens.of(TOKENIZER, {"tokenizer.ggml.eos_token_id": END})
-ROOM = 100_000
-
-
-# ---- a scripted model -----------------------------------------------------
-
-
-@dataclass
-class Ran:
-    """What a scripted model did under the control."""
-
-    control: ThinkingControl
-    sequence: list[int] = field(default_factory=list)  # what the session holds after the prompt
-    inserted: list[int] = field(default_factory=list)
-    sampled: int = 0
-    thoughts: list[int] = field(default_factory=list)
-    answer: list[int] = field(default_factory=list)
-
-    @property
-    def stops(self) -> tuple[str, str]:
-        return self.control.thinking_stop, self.control.answer_stop
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        c = self.control
-        return c.thinking_tokens, c.inserted_tokens, c.answer_tokens
-
-
-def run(
-    control: ThinkingControl,
-    thinking: Iterable[int],
-    answer: Iterable[int],
-    each: Callable[[], None] = lambda: None,
-) -> Ran:
-    """Samples from thinking, and from answer once </think> is in the sequence. The next token
-    of a script is the likeliest one, too. each: is called before each step."""
-    ran = Ran(control)
-    scripts = {False: _Script(thinking), True: _Script(answer)}
-    while not control.done:
-        each()
-        if control.asks:
-            control.consider(scripts[CLOSE in ran.sequence].peek())
-        if forced := control.take_forced():
-            ran.inserted += forced
-            ran.sequence += forced
-            continue
-        token = next(scripts[CLOSE in ran.sequence])
-        ran.sampled += 1
-        part = control.accept(token)
-        if part is not Part.END:
-            ran.sequence.append(token)
-        if part is Part.THOUGHT:
-            ran.thoughts.append(token)
-        if part is Part.ANSWER:
-            ran.answer.append(token)
-    return ran
-
-
-class _Script:
-    def __init__(self, tokens: Iterable[int]) -> None:
-        self._tokens = iter(tokens)
-        self._next: list[int] = []
-
-    def peek(self) -> int:
-        if not self._next:
-            self._next.append(next(self._tokens))
-        return self._next[0]
-
-    def __next__(self) -> int:
-        return self._next.pop() if self._next else next(self._tokens)
-
-
-def control(
-    thinking: bool = True,
-    budget: int | None = None,
-    max_tokens: int | None = None,
-    prefilled: bool = False,
-    room: int = ROOM,
-    **more: Any,
-) -> ThinkingControl:
-    return ThinkingControl(
-        TOKENS,
-        thinking=thinking,
-        budget=budget,
-        max_tokens=max_tokens,
-        prefilled=prefilled,
-        room=room,
-        **more,
-    )
-
-
-def script(thoughts: int, prefilled: bool) -> list[int]:
-    """A model's own opening, so many thought tokens, its </think>."""
-    return ([] if prefilled else [THINK]) + [ord("t")] * thoughts + [CLOSE]
-
-
-def varied(n: int) -> list[int]:
-    """Thoughts of n tokens that do not go in circles and end no line."""
-    r = random.Random(n)
-    return [r.choice(range(ord("a"), ord("z") + 1)) for _ in range(n)]
-
-
-ANSWER = [*TOKENIZER.encode("60"), END]
-
 
 # ---- the stop text --------------------------------------------------------
 
@@ -225,187 +119,6 @@ def test_tags_in_the_answer_are_answer() -> None:
 def test_think_among_the_thoughts_is_a_thought() -> None:
     ran = run(control(), [THINK, ord("a"), THINK, ord("b"), CLOSE], ANSWER)
     assert ran.thoughts == [ord("a"), THINK, ord("b")]
-
-
-# ---- soft landings --------------------------------------------------------
-
-
-def thoughts(text: str, budget: int, **more: Any) -> tuple[str, str]:
-    """What is thought of a text with a soft landing, and why it ends."""
-    ran = run(control(budget=budget, landing="soft", prefilled=True, **more),
-              chain(TOKENIZER.encode(text), varied(999)), ANSWER)  # fmt: skip
-    return TOKENIZER.decode(ran.thoughts), ran.control.thinking_stop
-
-
-@pytest.mark.parametrize(
-    ("line", "used"), [(80, 100), (88, 100), (89, 90), (90, 91), (95, 96), (99, 100), (100, 100)]
-)
-def test_a_line_that_ends_in_the_last_tenth_ends_the_thoughts(line: int, used: int) -> None:
-    """Its newline is counted."""
-    text = TOKENIZER.decode(varied(line)) + "\n"
-    assert thoughts(text + "c" * 99, 100) == ((text + "c" * 99)[:used], "budget")
-
-
-@pytest.mark.parametrize("budget", range(10))
-def test_a_small_budget_lands_hard(budget: int) -> None:
-    assert thoughts("a\n" * 10, budget) == (("a\n" * 10)[:budget], "budget")
-
-
-def test_a_budget_of_ten_has_a_tenth_of_one() -> None:
-    assert thoughts("abcdefgh\nijk", 10)[0] == "abcdefgh\n"
-    assert thoughts("abcdefg\nijkl", 10)[0] == "abcdefg\nij"
-
-
-def test_a_hard_landing_asks_nothing() -> None:
-    ran = run(control(budget=100, prefilled=True), TOKENIZER.encode("ab\n" * 50), ANSWER)
-    assert ran.counts[0] == 100
-
-
-def test_the_likeliest_close_lands_without_the_stop_text() -> None:
-    script = [*varied(95), CLOSE]
-    ran = run(control(budget=100, landing="soft", prefilled=True), script, [GAP, *ANSWER])
-    assert ran.sequence == [*script, GAP, *ANSWER[:-1]]  # as if the model had drawn it
-    assert ran.stops == ("natural", "end")
-    assert ran.counts == (95, 0, 2)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "over"),
-    [
-        ("one.\n", "T", True),
-        ("x = 65", "\n", False),  # </think> may be likely behind it
-        ("x = 65\n\n", "S", True),
-        ("Steps:\n", "1", False),
-        ("\n", "T", False),
-        ("It is 65.", " So", True),
-        ("It is 65. ", "So", True),
-        ("It is 3.", "14", False),
-        ("It is 65.", " so", False),
-        ("\n3.", " Add", False),
-        ("\n - 12.", " Add", False),
-        ("\n**Step 2.", " Add", False),
-        ("\nSo the sum is 12.", " Add", True),
-        ("It works!", " Now", True),
-        ("Does it?", " Now", True),
-        ("5!", " =", False),
-        ('He said "no."', " Then", True),
-        ("(It is.)", " Then", True),
-        ("e.g.", " Add", False),
-        ("see Dr.", " Who", False),
-        ("by J.", " Smith", False),
-        ("Hmm...", " Wait", False),
-        ("file.", "txt", False),
-        ("60이다.", " 다시", True),
-        ("答案是六十。", "所以", True),
-        ("答案是六十。", "”", False),
-        ("他说：“好。”", "所以", True),
-        ("对吗？", "不", True),
-        ("答案是，", "所以", False),
-        ("no end", " So", False),
-        ("", "So", False),
-    ],
-)
-def test_where_a_line_or_a_sentence_ends(before: str, after: str, over: bool) -> None:
-    assert ends(before.encode(), after.encode()) is over
-
-
-def test_half_a_character_ends_nothing() -> None:
-    assert not ends("完。".encode()[:-1], b" So")
-    assert not ends("完。".encode(), "所".encode()[:2])
-
-
-# ---- budgets of time ------------------------------------------------------
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def tick(self) -> None:
-        self.now += 1
-
-
-def timed(seconds: float, steps: Iterable[float], **more: Any) -> tuple[Ran, Clock, list[Any]]:
-    """Thoughts whose tokens take so long each; with the limits on the way."""
-    clock, durations, limits = Clock(100.0), iter(steps), []
-    machine = control(seconds=seconds, prefilled=True, clock=clock, **more)
-
-    def each() -> None:
-        if machine.thinking:
-            limits.append(machine.limit)
-            clock.now += next(durations) if machine.thinking_tokens else 0
-
-    clock.now += 50  # the prompt
-    ran = run(machine, varied(999), ANSWER, each)
-    clock.now -= 150
-    return ran, clock, limits
-
-
-def test_a_time_ends_the_thoughts() -> None:
-    ran, clock, limits = timed(30, [0.25] * 999)
-    assert ran.stops == ("budget", "end")
-    assert ran.counts == (120, len(TOKENS.stop_text), 2)
-    assert clock.now == 30
-    assert limits[:2] == [None, None] and set(limits[2:]) == {120}
-
-
-def test_the_limit_follows_the_speed() -> None:
-    ran, clock, limits = timed(30, [0.1] * 100 + [0.5] * 999)
-    assert limits[90] == 300
-    assert 130 <= limits[-1] == ran.counts[0] <= 140
-    assert 29.4 < clock.now <= 30
-
-
-def test_one_slow_token_changes_no_limit() -> None:
-    ran, clock, limits = timed(30, [0.1] * 100 + [5.0] + [0.1] * 999)
-    assert min(limits[2:]) >= 250  # the time that is lost, no more
-    assert ran.counts[0] in (249, 250, 251) and 29.8 < clock.now < 30.2
-
-
-def test_it_is_never_late_by_more_than_a_token() -> None:
-    r = random.Random(7)
-    for _ in range(100):
-        steps = [r.choice([0.05, 0.1, 0.1, 0.4, 3.0]) for _ in range(200)]
-        seconds = r.uniform(0.2, 9)
-        ran, clock, _ = timed(seconds, steps, landing=r.choice(["soft", "hard"]))
-        last = steps[max(ran.counts[0] - 1, 0)]
-        assert clock.now <= seconds + last + 1e-9
-        assert ran.counts[0] > 0
-
-
-def test_a_time_lands_softly_in_its_last_tenth() -> None:
-    text = TOKENIZER.encode("a" * 94 + "\n" + "b" * 99)
-    clock = Clock()
-    machine = control(seconds=10, landing="soft", prefilled=True, clock=clock)
-    ran = run(machine, text, ANSWER, lambda: setattr(clock, "now", machine.thinking_tokens / 10))
-    assert ran.counts[0] == 95
-
-
-def test_what_ends_first_counts() -> None:
-    assert timed(30, [0.25] * 999, budget=50)[0].counts[0] == 50
-    assert timed(30, [0.25] * 999, budget=500)[0].counts[0] == 120
-
-
-@pytest.mark.parametrize(
-    ("text", "budget"),
-    [
-        ("0", (0, None)), ("2048", (2048, None)), ("none", (None, None)), ("30s", (None, 30.0)),
-        ("1.5m", (None, 90.0)), ("0.5s", (None, 0.5)), ("0s", (0, None)), ("0.0m", (0, None)),
-    ],
-)  # fmt: skip
-def test_budgets_are_read(text: str, budget: tuple[int | None, float | None]) -> None:
-    assert parse_budget(text) == budget
-
-
-@pytest.mark.parametrize(
-    "text", ["", "-1", "-1s", "3h", "1e3s", "2147483648", "s", "1 s", "٣", "1."]
-)
-def test_what_is_no_budget_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is not in the range|is no number of tokens"):
-        parse_budget(text)
 
 
 # ---- landing at once, going on, and grammars ------------------------------
@@ -681,84 +394,3 @@ def test_no_model_escapes_its_limits() -> None:
                 assert ran.inserted[-len(TOKENS.stop_text) :] == list(TOKENS.stop_text)
         # one token that is not appended at most, and each other one belongs somewhere
         assert ran.sampled + len(ran.inserted) - len(ran.sequence) <= 2
-
-
-# ---- the mode -------------------------------------------------------------
-
-
-def user(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
-
-
-@pytest.mark.parametrize(
-    ("text", "thinking"),
-    [
-        ("2 + 2?", True),
-        ("2 + 2? /no_think", False),
-        ("/no_think 2 + 2?", False),
-        ("2 + 2?/no_think", False),
-        ("Sum it up. /no_think.", False),
-        ("Sum it up./no_think", False),
-        ("(/no_think)", False),
-        ("`/no_think`", False),
-        ("first\n/no_think\n", False),
-        ("짧게 답해줘/no_think", False),
-        ("/no_think로 답해줘", False),
-        ("请回答/no_think", False),
-        ("请回答。/no_think", False),
-        ("/no_think then /think", True),
-        ("/think then /no_think", False),
-        ("/no_think\u3000/think", True),
-        # not words of their own
-        ("see /no_think/x", True),
-        ("see a/no_think", True),
-        ("see ./no_think and ../no_think", True),
-        ("see https://no_think.org/no_think", True),
-        ("see https://host/no_think?x=1", True),
-        ("see /no_think.html", True),
-        ("/no_thinking", True),
-        ("/no_think-tank", True),
-        ("//no_think", True),
-        ("C:\\no_think", True),
-        ("/no_think </think>", False),
-        ("/no_think <think> </think>", False),
-        ("путь/no_think", True),
-        ("/NO_THINK", True),
-    ],
-)
-def test_soft_switches_are_words(text: str, thinking: bool) -> None:
-    assert effective_thinking(user(text), None, None, Generation.HYBRID) is thinking
-    assert effective_thinking(user(text), True, 64, Generation.HYBRID) is thinking
-
-
-def test_the_last_message_with_a_switch_wins() -> None:
-    messages: list[Message] = [
-        {"role": "system", "content": "Be brief. /no_think"},
-        {"role": "user", "content": "hello"},
-    ]
-    mode = lambda: effective_thinking(messages, None, None, Generation.HYBRID)  # noqa: E731
-    assert mode() is False
-    messages += [{"role": "assistant", "content": "/think"}, {"role": "tool", "content": "/think"}]
-    assert mode() is False  # only users and system prompts switch
-    messages += [{"role": "user", "content": "now /think"}]
-    assert mode() is True
-    messages += [{"role": "assistant", "content": None}, {"role": "user", "content": "more"}]
-    assert mode() is True
-
-
-def test_hard_switches_and_generations() -> None:
-    def mode(text: str, switch: bool | None, budget: int | None, generation: Generation) -> bool:
-        return effective_thinking(user(text), switch, budget, generation)
-
-    assert not mode("/think", False, None, Generation.HYBRID)
-    assert not mode("/think", None, 0, Generation.HYBRID)
-    assert not mode("/think", True, 0, Generation.HYBRID)
-    for switch in (None, True, False):
-        for budget in (None, 0, 5):
-            assert mode("/no_think", switch, budget, Generation.THINKING)
-            assert not mode("/think", switch, budget, Generation.INSTRUCT)
-
-
-def test_sampling_follows_the_mode() -> None:
-    assert default_sampling(True) == Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0)
-    assert default_sampling(False) == Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0)

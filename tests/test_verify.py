@@ -25,11 +25,6 @@ NANO = ROOT / "tests/data/nano-dense"
 MATRIX = "blk.1.ffn_down.weight"
 
 
-@pytest.fixture
-def qwen3(tmp_path: Path) -> Command:
-    return Command(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """nano in a recipe."""

@@ -20,7 +20,7 @@
 enum { N_CTX = 64, N = 39, AT = 21, LATER = 7 };
 static const char tiny[] = "tests/data/tiny.gguf", moe[] = "tests/data/tiny-moe.gguf";
 static const char shards[] = "tests/data/tiny-00001-of-00002.gguf";
-static char folder[] = "/tmp/qwen3-snapshot-XXXXXX", path[64], part[64];
+static char folder[] = P_tmpdir "/qwen3-snapshot-XXXXXX", path[64], part[64];
 static qwen3_error err;
 
 static void expect(bool ok, const char *what) {
