@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/*.c native/*.h native/*.cpp native/cpu/*.c native/cpu/*.h native/encode/*.c native/encode/*.h templates/*.jinja)
+PACKAGES := $(wildcard qwen3cli/*/__init__.py)  # the installation knows where each one is
 
 .PHONY: all run test check format sanitize kernels fuzz arm clean
 all: $(STAMP)
@@ -17,7 +18,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 
-$(STAMP): $(BIN)/python pyproject.toml CMakeLists.txt $(NATIVE)
+$(STAMP): $(BIN)/python pyproject.toml CMakeLists.txt $(NATIVE) $(PACKAGES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,dev]"
 	@touch $(STAMP)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qwen3cli.engine import Model
 from qwen3cli.evaluate import log_softmax
-from qwen3cli.sizes import sizes_of
+from qwen3cli.plan.sizes import sizes_of
 
 MODEL = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
 SHARES = (0.2, 0.35, 0.5)

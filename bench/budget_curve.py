@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qwen3cli.engine import Model, Session
 from qwen3cli.session import Conversation, Reply, Settings
-from qwen3cli.thinking import Landing
+from qwen3cli.thinking.control import Landing
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs/nano-recipe"))
 from data import chain  # type: ignore[import-not-found]

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from quant.shards import files
-from qwen3cli import registry
-from qwen3cli.memory import parse_bytes
-from qwen3cli.peer import Peer
-from qwen3cli.synthetic import synthetic
+from qwen3cli.bench.peer import Peer
+from qwen3cli.bench.synthetic import synthetic
+from qwen3cli.hub import registry
+from qwen3cli.plan.memory import parse_bytes
 from qwen3cli.terminal import Terminal
 
 CGROUPS = Path("/sys/fs/cgroup")

@@ -20,7 +20,7 @@ from kl import divergence, llama, ours
 
 from quant.checkpoint import Hyperparameters
 from quant.quantize import quantize
-from qwen3cli.synthetic import SHAPES
+from qwen3cli.bench.synthetic import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]

@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from qwen3cli.bench.synthetic import synthetic
 from qwen3cli.engine import Model, Session
-from qwen3cli.synthetic import synthetic
 from qwen3cli.terminal import Terminal
 
 

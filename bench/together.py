@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from qwen3cli.bench.synthetic import synthetic
 from qwen3cli.engine import Model, extend_together
-from qwen3cli.registry import resolve
-from qwen3cli.synthetic import synthetic
+from qwen3cli.hub.registry import resolve
 from qwen3cli.terminal import Terminal
 
 COUNTS = (1, 2, 4, 8)

@@ -22,8 +22,8 @@ import pexpect
 import pyte
 from pyte.screens import Char
 
+from qwen3cli.chat.transcripts import Transcript
 from qwen3cli.prompt import Message
-from qwen3cli.transcripts import Transcript
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "What is 17 + 48 - 5 + 23 - 41?"

@@ -1,7 +1,7 @@
 /* grammar.h - answers that keep to a grammar: which tokens may come next.
  *
  * A grammar is a program over bytes: sets of bytes, alternatives, calls and counted
- * repetitions (qwen3cli/program.py writes it). A matcher is one text on its way through
+ * repetitions (qwen3cli/grammar/program.py writes it). A matcher is one text on its way through
  * the grammar; it works on bytes, so a token may be a part of a character. The trie holds
  * the vocabulary by bytes and is made once per tokenizer.
  *

@@ -12,11 +12,11 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:  # not in a background job, which ignores it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from qwen3cli import cli
+    from qwen3cli.cli import commands
 
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGINT, handler)
-    sys.exit(cli.main())
+    sys.exit(commands.main())
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:

@@ -10,16 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qwen3cli import __version__, hub, registry, system
+from qwen3cli import __version__
 from qwen3cli.config import config_path
 from qwen3cli.configure import effective
 from qwen3cli.engine import Model, backends
 from qwen3cli.errors import Qwen3Error
-from qwen3cli.fit import describe
 from qwen3cli.folders import xdg
-from qwen3cli.machine import nearest, peaks, rates_of_folder, reads_directly
-from qwen3cli.memory import amount, available
-from qwen3cli.sizes import sizes_of
+from qwen3cli.hub import local, registry
+from qwen3cli.plan import system
+from qwen3cli.plan.fit import describe
+from qwen3cli.plan.machine import nearest, peaks, rates_of_folder, reads_directly
+from qwen3cli.plan.memory import amount, available
+from qwen3cli.plan.sizes import sizes_of
 from qwen3cli.terminal import Terminal
 
 _SLOW_DISK = 0.3  # GB/s: 8 GB are read for half a minute
@@ -41,7 +43,7 @@ def doctor(terminal: Terminal, *, as_json: bool) -> int:
 
 def _report() -> dict[str, Any]:
     model = Model(registry.resolve("nano"))
-    cache = hub.cache()
+    cache = local.cache()
     at = nearest(cache)
     mount = system.mount_of(at)
     speed = describe(rates_of_folder(cache, 0, fresh=True), peaks(0, fresh=True))

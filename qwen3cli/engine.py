@@ -144,7 +144,7 @@ class Grammar:
         """schema: of the JSON Schema language, or its text. end: the tokens that end an answer,
         allowed where the value is complete. Raises UsageError, which names a keyword that is not
         supported and its place."""
-        from qwen3cli.schema import compiled  # few answers keep to one
+        from qwen3cli.grammar.schema import compiled  # few answers keep to one
 
         self.schema = schema
         program = compiled(schema)

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3cli import obtain
 from qwen3cli.engine import Cancelled, Model, Session
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
+from qwen3cli.library import obtain
 from qwen3cli.options import Reading
 from qwen3cli.terminal import Terminal
 from qwen3cli.texts import check_context, n_chunks, read_text, reader, text_name

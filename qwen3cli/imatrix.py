@@ -13,10 +13,10 @@ from quant.errors import QuantError
 from quant.imatrix import Corpus, Imatrix, write_imatrix
 from quant.output import destination, replacing
 from quant.shards import model_name
-from qwen3cli import obtain
 from qwen3cli.engine import Cancelled, Importance, Session, Tokenizer
 from qwen3cli.errors import UsageError
 from qwen3cli.interrupt import interruptible
+from qwen3cli.library import obtain
 from qwen3cli.options import Reading
 from qwen3cli.terminal import Terminal
 from qwen3cli.texts import check_context, n_chunks, read_text, reader, text_name

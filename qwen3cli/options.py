@@ -40,7 +40,7 @@ def _one_of(*values: str) -> Check:
 
 def _memory(value: str | None) -> str | None:
     if value not in (None, "auto"):
-        from qwen3cli.memory import parse_bytes
+        from qwen3cli.plan.memory import parse_bytes
 
         parse_bytes(str(value), "--ram")
     return value
@@ -49,7 +49,7 @@ def _memory(value: str | None) -> str | None:
 def _budget(value: str | int | None) -> str | None:
     if value is None:
         return None
-    from qwen3cli.budgets import parse_budget
+    from qwen3cli.thinking.budgets import parse_budget
 
     try:
         parse_budget(str(value))
@@ -111,7 +111,7 @@ _MOST = 2**31 - 1  # of what fits into a native int
 
 def complete_models(incomplete: str) -> list[str]:
     """Names of models that begin so. None: the shell completes a path."""
-    from qwen3cli.registry import known
+    from qwen3cli.hub.registry import known
 
     return [name for name in known(quants=":" in incomplete) if name.startswith(incomplete.lower())]
 

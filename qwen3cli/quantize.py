@@ -9,9 +9,10 @@ from quant.output import destination, refuse_others
 from quant.quantize import default_output, predict
 from quant.quantize import quantize as write_gguf
 from quant.shards import forms, opens_a_model
-from qwen3cli import obtain, registry
 from qwen3cli.errors import UsageError
-from qwen3cli.memory import parse_bytes
+from qwen3cli.hub import registry
+from qwen3cli.library import obtain
+from qwen3cli.plan.memory import parse_bytes
 from qwen3cli.terminal import Terminal
 
 

@@ -16,7 +16,7 @@ from qwen3cli.engine import Cancelled, Grammar, Matcher, Sampling, Session
 from qwen3cli.errors import ContextOverflow
 from qwen3cli.passage import Passage
 from qwen3cli.prompt import Message
-from qwen3cli.thinking import (
+from qwen3cli.thinking.control import (
     AnswerStop,
     Landing,
     Part,

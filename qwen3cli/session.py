@@ -31,10 +31,10 @@ from qwen3cli.reply import (
     computed,
     drive,
 )
-from qwen3cli.thinking import ThinkTokens, effective_thinking
+from qwen3cli.thinking.control import ThinkTokens, effective_thinking
 
 if TYPE_CHECKING:
-    from qwen3cli.schema import Schema
+    from qwen3cli.grammar.schema import Schema
 
 __all__ = ["Answer", "Closed", "Conversation", "Event", "Events", "Reply", "Settings", "Thought"]
 

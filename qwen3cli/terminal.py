@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qwen3cli.cells import wrapped
-from qwen3cli.sanitize import clean, json_line, one_line
-from qwen3cli.streams import Cursor, Stream
-from qwen3cli.thoughts import Thoughts
+from qwen3cli.screen.cells import wrapped
+from qwen3cli.screen.sanitize import clean, json_line, one_line
+from qwen3cli.screen.streams import Cursor, Stream
+from qwen3cli.screen.thoughts import Thoughts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
 
-    from qwen3cli.markdown import Markdown
+    from qwen3cli.screen.markdown import Markdown
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|-?)")  # in a table; - and "": none
@@ -122,7 +122,7 @@ class Terminal:
         self._ended = text.endswith("\n") if text else self._ended
 
     def _new_page(self) -> Markdown:
-        from qwen3cli.markdown import Markdown
+        from qwen3cli.screen.markdown import Markdown
 
         return Markdown(lambda: self._out.size[0], styled=self._out.is_styled)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from qwen3cli.engine import Model
 from qwen3cli.errors import UsageError
 from qwen3cli.options import Reading
-from qwen3cli.placement import place
+from qwen3cli.plan.placement import place
 from qwen3cli.terminal import Terminal
 
 

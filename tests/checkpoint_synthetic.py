@@ -14,7 +14,7 @@ import numpy as np
 from checkpoint_tiny import DATA, TOKENIZER, shapes_of
 
 from quant.checkpoint import Hyperparameters
-from qwen3cli.synthetic import random_blocks
+from qwen3cli.bench.synthetic import random_blocks
 
 _CHUNK = 1 << 24  # weights made at once
 Shapes = dict[str, tuple[int, ...]]

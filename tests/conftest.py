@@ -14,9 +14,10 @@ from commandline import Command
 from hub_server import LoopbackHub, Repository
 from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Outcome, Pull, set_up
 
-from qwen3cli import cli, remote
+from qwen3cli.cli import commands
+from qwen3cli.hub import remote
 
-COMMAND = typer.main.get_command(cli.app)
+COMMAND = typer.main.get_command(commands.app)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what the tests start inherits it
@@ -61,12 +62,12 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def pull(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
     """The command in this process, built once: that takes longer than most pulls here."""
-    monkeypatch.setattr(cli, "app", COMMAND)
+    monkeypatch.setattr(commands, "app", COMMAND)
 
     def run(*args: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["qwen3", "pull", *args])
         monkeypatch.setenv("QWEN3_TRACEBACK", "1")
-        code = cli.main()
+        code = commands.main()
         out, err = capsys.readouterr()
         return Outcome(code, out, err)
 

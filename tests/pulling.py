@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 from huggingface_hub import constants
 
-from qwen3cli.pull import pull
+from qwen3cli.library.pull import pull
 from qwen3cli.terminal import Terminal
 
 GGUF, NAME = "Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf"

@@ -9,7 +9,7 @@ from typing import Any
 
 from byte_tokenizer import ByteTokenizer
 
-from qwen3cli.thinking import (
+from qwen3cli.thinking.control import (
     Part,
     ThinkingControl,
     ThinkTokens,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qwen3cli.engine import Model, Session
 from qwen3cli.errors import UsageError
 from qwen3cli.evaluate import divergence, log_softmax
-from qwen3cli.sizes import sizes_of
+from qwen3cli.plan.sizes import sizes_of
 
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
 IDS = [(i * 7919) % 4000 for i in range(90)]

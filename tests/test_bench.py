@@ -22,8 +22,8 @@ from quant.checkpoint import Experts, Hyperparameters, read_hyperparameters
 from quant.errors import QuantError
 from quant.quantize import quantize
 from quant.recipes import RECIPES, recipe
-from qwen3cli import bench, peer, synthetic
-from qwen3cli.bench import Cost, Measurement, Plan, Rates, Sample, Work, median_run
+from qwen3cli.bench import peer, speed, synthetic
+from qwen3cli.bench.speed import Cost, Measurement, Plan, Rates, Sample, Work, median_run
 from qwen3cli.engine import Model, ModelFile, Sampling
 from qwen3cli.errors import DoesNotFit, Qwen3Error
 from qwen3cli.terminal import Terminal
@@ -91,7 +91,7 @@ def test_what_the_command_line_asks_wrongly(qwen3: Command) -> None:
 def test_a_context_beyond_memory_is_refused_before_it_is_filled(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "available", lambda: 6_000_000)
+    monkeypatch.setattr(speed, "available", lambda: 6_000_000)
     with pytest.raises(DoesNotFit, match="--depth"):
         run_here(capfd, "8", depth="1000")
 
@@ -99,7 +99,7 @@ def test_a_context_beyond_memory_is_refused_before_it_is_filled(
 def test_weights_beyond_memory_are_measured_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "available", lambda: 6_000_000)
+    monkeypatch.setattr(speed, "available", lambda: 6_000_000)
     report, notes = run_here(capfd, "8")
     assert report["decode"]["tok_s"] > 0 and "disk" in notes
 
@@ -109,7 +109,7 @@ def run_here(
 ) -> tuple[dict[str, Any], str]:
     """The report on nano, and what stderr got."""
     plan = Plan.parse(prefill, 2, depth, 2)
-    bench.bench("nano", None, plan, Terminal(), threads=1, against=against, as_json=True)
+    speed.bench("nano", None, plan, Terminal(), threads=1, against=against, as_json=True)
     out, err = capfd.readouterr()
     return json.loads(out), err
 
@@ -222,7 +222,7 @@ llama_vocab_n_tokens = llama_model_get_vocab = nothing
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(bench, "PROBE_BYTES", 1 << 22)
+    monkeypatch.setattr(speed, "PROBE_BYTES", 1 << 22)
     return tmp_path / "log"
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from commandline import Command
 
-from qwen3cli.bench import Plan
-from qwen3cli.bench_ram import WARM_UP, Pass, Request
-from qwen3cli.chart import Series, line_chart
+from qwen3cli.bench.chart import Series, line_chart
+from qwen3cli.bench.ram import WARM_UP, Pass, Request
+from qwen3cli.bench.routes import routes_of
+from qwen3cli.bench.speed import Plan
 from qwen3cli.engine import Model
 from qwen3cli.errors import UsageError
-from qwen3cli.placement import sizes_of
-from qwen3cli.registry import resolve
-from qwen3cli.routes import routes_of
+from qwen3cli.hub.registry import resolve
+from qwen3cli.plan.placement import sizes_of
 
 NANO_MOE = resolve("nano-moe")
 BENCH = ("bench", "-m", "nano-moe", "--threads", "2", "--prefill", "24", "--decode", "8")

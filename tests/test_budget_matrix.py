@@ -14,11 +14,11 @@ import pytest
 from commandline import Command
 
 import qwen3cli
-from qwen3cli import thinking
-from qwen3cli.budgets import TimeBudget, parse_budget
 from qwen3cli.engine import Model
 from qwen3cli.session import Closed, Conversation, Events, Reply, Settings, Thought
-from qwen3cli.thinking import Landing, ThinkTokens
+from qwen3cli.thinking import control
+from qwen3cli.thinking.budgets import TimeBudget, parse_budget
+from qwen3cli.thinking.control import Landing, ThinkTokens
 
 FOLDER = Path(qwen3cli.__file__).parent / "models"
 SUM = "What is 17 + 48 - 5?"
@@ -142,7 +142,7 @@ def test_budgets_of_time(
         ticks = count()
         return TimeBudget(seconds, lambda: next(ticks) / 128)
 
-    monkeypatch.setattr(thinking, "TimeBudget", budget_of)
+    monkeypatch.setattr(control, "TimeBudget", budget_of)
     for seconds, budget, most in (
         (0.0, None, 0),
         (0.001, None, 1),

@@ -256,7 +256,7 @@ def test_output_that_nobody_reads_is_told_by_the_exit_code_alone(qwen3: Command,
 
 def test_without_a_home_nano_answers(qwen3: Command) -> None:
     script = (
-        "import sys; from pathlib import Path; from qwen3cli.cli import main\n"
+        "import sys; from pathlib import Path; from qwen3cli.cli.commands import main\n"
         "def homeless(): raise RuntimeError('Could not determine home directory.')\n"
         "Path.home = homeless\n"
         "sys.exit(main())"
@@ -295,14 +295,15 @@ def test_ctrl_c_is_silent_at_any_time(qwen3: Command) -> None:
 def test_ctrl_c_in_a_callback_of_the_interpreter_is_not_lost(qwen3: Command) -> None:
     script = (
         "import signal, sys\n"
-        "from qwen3cli import cli, __main__\n"
+        "from qwen3cli import __main__\n"
+        "from qwen3cli.cli import commands\n"
         "class Dying:\n"
         "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
         "def command(**_):\n"
         "    Dying()\n"
         "    for _ in range(10**7): pass\n"
         "    print('went on')\n"
-        "cli.app = command\n"
+        "commands.app = command\n"
         "__main__.main()"
     )
     process = subprocess.run(

@@ -16,8 +16,8 @@ from commandline import Command, TerminalCommand
 from conftest import COMMAND
 from pulling import Outcome
 
-from qwen3cli import cli
-from qwen3cli.transcripts import Transcript
+from qwen3cli.chat.transcripts import Transcript
+from qwen3cli.cli import commands
 
 DRIVING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 STYLES = re.compile(r"\x1b\[[\d;]*m|\r")
@@ -42,11 +42,11 @@ def qwen3(
     """The command in this process: most of the time is that of a start."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "app", COMMAND)
+    monkeypatch.setattr(commands, "app", COMMAND)
 
     def run(*args: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["qwen3", *args])
-        code = cli.main()
+        code = commands.main()
         return Outcome(code, *capsys.readouterr())
 
     return run

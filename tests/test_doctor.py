@@ -10,8 +10,9 @@ import pytest
 from commandline import Command
 from huggingface_hub import constants
 
-from qwen3cli import doctor, system
+from qwen3cli import doctor
 from qwen3cli.doctor import findings
+from qwen3cli.plan import system
 
 GB = 10**9
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen3cli.fences import last_block
+from qwen3cli.run.fences import last_block
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,18 @@ import pytest
 from commandline import ROOT, Command
 
 from quant.recipes import recipe
-from qwen3cli import machine
-from qwen3cli.advice import Candidate, candidate_of, hybrids, instead
-from qwen3cli.bench import Cost
+from qwen3cli.bench.speed import Cost
+from qwen3cli.bench.synthetic import write
 from qwen3cli.engine import Model, ModelFile
 from qwen3cli.errors import DoesNotFit
-from qwen3cli.machine import Peaks, Rates, folder_rate, peaks, rates_of_folder
-from qwen3cli.overview import overview, recommended
-from qwen3cli.placement import place, place_sizes
-from qwen3cli.predict import PREFILL_REACHED, prompt_seconds
-from qwen3cli.releases import RELEASES
-from qwen3cli.sizes import sizes_of, sizes_of_release
-from qwen3cli.synthetic import write
+from qwen3cli.hub.releases import RELEASES
+from qwen3cli.plan import machine
+from qwen3cli.plan.advice import Candidate, candidate_of, hybrids, instead
+from qwen3cli.plan.machine import Peaks, Rates, folder_rate, peaks, rates_of_folder
+from qwen3cli.plan.overview import overview, recommended
+from qwen3cli.plan.placement import place, place_sizes
+from qwen3cli.plan.predict import PREFILL_REACHED, prompt_seconds
+from qwen3cli.plan.sizes import sizes_of, sizes_of_release
 
 DENSE = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
@@ -97,13 +97,13 @@ def test_a_refusal_names_what_is_nearest() -> None:
 
 
 def test_a_dense_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3cli.placement.available", lambda: 10**8)
+    monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: 10**8)
     with pytest.raises(DoesNotFit):
         place(DENSE, "100M")
     found = place(DENSE, None)  # the page cache may make do
     assert found.where == "mapped" and found.n_ctx is None and found.expert_bytes == 0
     assert "needs 313 MB of memory, 100 MB are available" in found.warning("m")
-    monkeypatch.setattr("qwen3cli.placement.available", lambda: GB)
+    monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: GB)
     assert place(DENSE, None, n_ctx=100).where == "resident"
     assert place(DENSE, "1G").n_ctx == 4096
 
@@ -135,11 +135,13 @@ Overview = Callable[..., tuple[dict[str, Any], list[str]]]
 def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Overview:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("qwen3cli.overview.peaks", lambda *_, **__: Peaks(400e9, 100e9))
+    monkeypatch.setattr("qwen3cli.plan.overview.peaks", lambda *_, **__: Peaks(400e9, 100e9))
 
     def table(free: int | None, disk: float = 1e9, **more: Any) -> Any:
-        monkeypatch.setattr("qwen3cli.overview.rates_of_folder", lambda *_, **__: Rates(60e9, disk))
-        monkeypatch.setattr("qwen3cli.placement.available", lambda: free)
+        monkeypatch.setattr(
+            "qwen3cli.plan.overview.rates_of_folder", lambda *_, **__: Rates(60e9, disk)
+        )
+        monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: free)
         printed: Any = Printed()
         given = {"ram": None, "n_ctx": None, "kv": None, "threads": 0, "everything": False, **more}
         overview(printed, as_json=True, **given)
@@ -215,7 +217,7 @@ def test_a_disk_is_measured_before_there_is_a_model(
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qwen3cli.machine._fill", full)
+    monkeypatch.setattr("qwen3cli.plan.machine._fill", full)
     with pytest.raises(OSError):
         folder_rate(tmp_path)
     assert list(tmp_path.iterdir()) == []

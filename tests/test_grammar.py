@@ -15,12 +15,12 @@ from gguf_tiny import tiny_model
 from schemas import draw_text, random_schema, random_value
 from vocabulary import real_tokenizer
 
-from qwen3cli import keywords
 from qwen3cli.engine import Grammar, Model, Sampling, Tokenizer
 from qwen3cli.errors import Qwen3Error, UsageError
-from qwen3cli.keywords import bounds
-from qwen3cli.program import Program
-from qwen3cli.schema import compiled, load
+from qwen3cli.grammar import keywords
+from qwen3cli.grammar.keywords import bounds
+from qwen3cli.grammar.program import Program
+from qwen3cli.grammar.schema import compiled, load
 
 IM_END, ENDOFTEXT, N_ORDINARY = 151645, 151643, 151643
 NANO = Path(__file__).parent.parent / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"
@@ -478,7 +478,7 @@ def test_parts_that_are_written_again_and_again_have_a_limit(
         "anyOf": [{"title": str(i)} for i in range(100)],  # each the same instructions
     }
     assert len(compiled(schema).code) < 2000 * 20
-    monkeypatch.setattr("qwen3cli.program.MAX_ASKED", 5000)
+    monkeypatch.setattr("qwen3cli.grammar.program.MAX_ASKED", 5000)
     with pytest.raises(UsageError, match="too large"):
         compiled(schema)
 

@@ -22,10 +22,10 @@ from scripted_model import (
 )
 
 from qwen3cli.errors import UsageError
-from qwen3cli.landing import ends
-from qwen3cli.thinking import (
+from qwen3cli.thinking.control import (
     parse_budget,
 )
+from qwen3cli.thinking.landing import ends
 
 # ---- soft landings --------------------------------------------------------
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from qwen3cli.engine import Model, Tokenizer
-from qwen3cli.loops import LONGEST, LoopDetector
 from qwen3cli.session import Conversation, Reply, Settings
+from qwen3cli.thinking.loops import LONGEST, LoopDetector
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qwen3cli import machine
-from qwen3cli.machine import Rates, disk_rate, memory_rate, rates
+from qwen3cli.plan import machine
+from qwen3cli.plan.machine import Rates, disk_rate, memory_rate, rates
 
 MB = 10**6
 
@@ -123,7 +123,7 @@ def test_a_cache_that_cannot_be_written(
     def no_home(*_: str) -> Path:
         raise OSError("there is no home directory")
 
-    monkeypatch.setattr("qwen3cli.registry.xdg", no_home)
+    monkeypatch.setattr("qwen3cli.hub.registry.xdg", no_home)
     rates(model, 1)
     assert len(measured) == 6
 

@@ -8,8 +8,8 @@ import re
 import pytest
 from emulator import Emulator
 
-from qwen3cli.cells import text_cells
-from qwen3cli.markdown import Markdown
+from qwen3cli.screen.cells import text_cells
+from qwen3cli.screen.markdown import Markdown
 
 WIDTHS = [10, 40, 80, 200]
 LETTER = """\

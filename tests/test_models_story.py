@@ -21,9 +21,10 @@ from hub_server import LoopbackHub, Repository, cut, slow
 from huggingface_hub import constants
 from pulling import GGUF, MODEL, NAME, Outcome, Pull, cache, everything, models, part, set_up
 
-from qwen3cli import cli, registry
+from qwen3cli.cli import commands
 from qwen3cli.errors import ModelNotFound
-from qwen3cli.remove import rm
+from qwen3cli.hub import registry
+from qwen3cli.library.remove import rm
 from qwen3cli.terminal import Terminal
 
 NANO = ROOT / "tests" / "data" / "nano-dense"
@@ -33,13 +34,13 @@ GGUF_NANO = ROOT / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"
 @pytest.fixture
 def qwen3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
     """Any command, in this process."""
-    monkeypatch.setattr(cli, "app", COMMAND)
+    monkeypatch.setattr(commands, "app", COMMAND)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setenv("QWEN3_TRACEBACK", "1")
 
     def run(*args: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["qwen3", *args])
-        code = cli.main()
+        code = commands.main()
         out, err = capsys.readouterr()
         return Outcome(code, out, err)
 
@@ -320,7 +321,7 @@ def test_what_a_pull_ended_meanwhile(
     hub: LoopbackHub, qwen3: Pull, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The beginning that rm saw is a model when it gets its lock."""
-    from qwen3cli import remove
+    from qwen3cli.library import remove
 
     part().parent.mkdir(parents=True)
     part().write_bytes(MODEL[:1000])
@@ -339,7 +340,7 @@ def test_what_a_pull_ended_meanwhile(
 def test_beside_a_pull(hub: LoopbackHub, qwen3: Pull) -> None:
     """Neither a removal between the bytes and the links of a pull, nor a pull meanwhile."""
     assert qwen3("pull", "0.6b").code == 0
-    from qwen3cli.store import locked
+    from qwen3cli.hub.store import locked
 
     with locked(GGUF, print):
         done = qwen3("rm", "0.6b", "--yes")

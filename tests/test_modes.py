@@ -6,7 +6,7 @@ import pytest
 
 from qwen3cli.engine import Sampling
 from qwen3cli.prompt import Generation, Message
-from qwen3cli.thinking import (
+from qwen3cli.thinking.control import (
     default_sampling,
     effective_thinking,
 )

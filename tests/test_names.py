@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen3cli import registry
 from qwen3cli.errors import ModelNotFound, Qwen3Error, UsageError
+from qwen3cli.hub import registry
+from qwen3cli.hub.registry import Wanted, known, quant_of, wanted
 from qwen3cli.names import check_file, check_name, check_repository
-from qwen3cli.registry import Wanted, known, quant_of, wanted
 
 HOSTILE = [
     "", ".", "..", "a..b", ".hidden", "-m", "a b", "a\nb", "a\x00b", "a\\b", "a:b", "~", "~root",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qwen3cli.engine import Model
 from qwen3cli.errors import FormatError, Qwen3Error
-from qwen3cli.sizes import sizes_of
+from qwen3cli.plan.sizes import sizes_of
 
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
 DENSE = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"

@@ -11,8 +11,8 @@ import pytest
 from commandline import Command
 from emulator import Emulator
 
-from qwen3cli.cells import rows, text_cells
-from qwen3cli.panel import Panel
+from qwen3cli.screen.cells import rows, text_cells
+from qwen3cli.screen.panel import Panel
 from qwen3cli.terminal import Terminal
 
 WIDTHS = [10, 40, 80, 200]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwen3cli.errors import Qwen3Error
-from qwen3cli.pieces import Piece, delimited, joined, read
+from qwen3cli.run.pieces import Piece, delimited, joined, read
 
 
 def parsed(message: str) -> list[tuple[str, str]]:

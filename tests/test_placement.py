@@ -14,12 +14,12 @@ from commandline import ROOT, Command
 from gguf_tiny import tiny_model
 
 from qwen3cli.errors import DoesNotFit
-from qwen3cli.fit import fit
-from qwen3cli.machine import Peaks, Rates
-from qwen3cli.memory import available
-from qwen3cli.placement import place, place_sizes
-from qwen3cli.predict import expected_misses, predict
-from qwen3cli.sizes import OVERHEAD, Sizes, sizes_of
+from qwen3cli.plan.fit import fit
+from qwen3cli.plan.machine import Peaks, Rates
+from qwen3cli.plan.memory import available
+from qwen3cli.plan.placement import place, place_sizes
+from qwen3cli.plan.predict import expected_misses, predict
+from qwen3cli.plan.sizes import OVERHEAD, Sizes, sizes_of
 
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
 DENSE = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"
@@ -83,7 +83,7 @@ def test_what_is_held(
     held: bool,
     context: int | None,
 ) -> None:
-    monkeypatch.setattr("qwen3cli.placement.available", lambda: free)
+    monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: free)
     found, sizes = place(NANO_MOE, ram, n_ctx=n_ctx), sizes_of(NANO_MOE)
     assert sizes is not None and found.n_ctx == context
     assert (found.expert_bytes > 0) == held
@@ -169,7 +169,7 @@ def test_auto_keeps_within_a_control_group(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "memory.max").write_text(f"{8 * GB}\n")
     (tmp_path / "memory.current").write_text(f"{GB}\n")
     (tmp_path / "memory.stat").write_text("inactive_file 0\nactive_file 0\n")
-    monkeypatch.setattr("qwen3cli.placement.available", lambda: available(tmp_path, tmp_path))
+    monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: available(tmp_path, tmp_path))
     found = place_sizes("m", MIX, "auto")
     assert found.where == "offloaded" and found.ram == int(7 * GB * 0.85)
     assert found.n_ctx is not None
@@ -223,9 +223,9 @@ class Printed:
 
 def fitted(monkeypatch: pytest.MonkeyPatch, path: Path, free: int | None, **more: Any) -> Any:
     """The report and the text of fit, in so much memory."""
-    monkeypatch.setattr("qwen3cli.fit.rates", lambda *_, **__: Rates(20e9, 1e9))
-    monkeypatch.setattr("qwen3cli.fit.peaks", lambda *_, **__: Peaks(400e9, 100e9))
-    monkeypatch.setattr("qwen3cli.placement.available", lambda: free)
+    monkeypatch.setattr("qwen3cli.plan.fit.rates", lambda *_, **__: Rates(20e9, 1e9))
+    monkeypatch.setattr("qwen3cli.plan.fit.peaks", lambda *_, **__: Peaks(400e9, 100e9))
+    monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: free)
     printed: Any = Printed()
     given = {"ram": None, "n_ctx": None, "kv": None, "threads": 0, **more}
     fit(str(path), printed, as_json=True, **given)
@@ -261,7 +261,7 @@ def test_fit_where_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fit_predicts_no_more_digits_than_it_knows(
     monkeypatch: pytest.MonkeyPatch, seconds: float, shown: str
 ) -> None:
-    monkeypatch.setattr("qwen3cli.fit.prompt_seconds", lambda *_: seconds)
+    monkeypatch.setattr("qwen3cli.plan.fit.prompt_seconds", lambda *_: seconds)
     report, text = fitted(monkeypatch, DENSE, 32 * GB)
     assert report["prompt_1000_s"] == seconds and f" {shown} s for 1,000 tokens" in text
 

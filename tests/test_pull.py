@@ -16,7 +16,7 @@ from hub_server import LoopbackHub, cut, redirect, slow, status
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Pull, cache, everything, models, part
 
-from qwen3cli import registry
+from qwen3cli.hub import registry
 
 # ---- what comes -------------------------------------------------------------
 

@@ -33,9 +33,9 @@ from hub_server import (
 from huggingface_hub import constants
 from pulling import GGUF, MODEL, NAME, TOKEN, Pull, cache, child, everything, models, part
 
-from qwen3cli import registry
 from qwen3cli.errors import Qwen3Error
-from qwen3cli.remote import Hub
+from qwen3cli.hub import registry
+from qwen3cli.hub.remote import Hub
 
 # ---- a bad line -------------------------------------------------------------
 
@@ -233,12 +233,12 @@ def test_a_disk_that_fills_up(hub: LoopbackHub, tmp_path: Path) -> None:
     """A limit for files stands for it: its error comes from write in the same way."""
     script = (
         "import errno, resource, signal, sys\n"
-        "from qwen3cli import cli\n"
+        "from qwen3cli.cli import commands\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "errno.EDQUOT = errno.EFBIG\n"
         "sys.argv = ['qwen3', 'pull', '0.6b']\n"
-        "sys.exit(cli.main())\n"
+        "sys.exit(commands.main())\n"
     )
     command = Command(tmp_path)
     done = subprocess.run(
@@ -262,7 +262,11 @@ def test_a_disk_that_fills_up(hub: LoopbackHub, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def forks() -> Any:
     context = multiprocessing.get_context("forkserver")
-    preloaded = ["qwen3cli.pull", "huggingface_hub.utils._auth", "huggingface_hub.utils._fixes"]
+    preloaded = [
+        "qwen3cli.library.pull",
+        "huggingface_hub.utils._auth",
+        "huggingface_hub.utils._fixes",
+    ]
     context.set_forkserver_preload(preloaded)
     return context
 

@@ -34,8 +34,8 @@ from quant.quantize import default_output, quantize
 from quant.recipes import RECIPES
 from quant.safetensors import Weights
 from quant.vocab import add_tokenizer
+from qwen3cli.bench.synthetic import SHAPES
 from qwen3cli.engine import Model, Sampling
-from qwen3cli.synthetic import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ["nano-dense", "nano-moe"]

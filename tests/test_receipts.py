@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from commandline import QUESTION, ROOT, THINKING, Command
 
-from qwen3cli.checksums import checksums
 from qwen3cli.engine import Model, backends
 from qwen3cli.errors import Qwen3Error
-from qwen3cli.receipts import read, write
+from qwen3cli.library.checksums import checksums
+from qwen3cli.run.receipts import read, write
 from qwen3cli.terminal import Terminal
 
 NANO = ROOT / "qwen3cli" / "models" / "nano-dense-q8_0.gguf"

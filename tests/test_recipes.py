@@ -19,7 +19,7 @@ from quant.errors import UsageError
 from quant.layout import Tensor, layout
 from quant.quantize import predict, quantize
 from quant.recipes import RECIPES, assign, recipe
-from qwen3cli.synthetic import SHAPES
+from qwen3cli.bench.synthetic import SHAPES
 
 Recorded = dict[str, dict[str, Any]]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3cli import hub, registry
 from qwen3cli.errors import ModelNotFound, UsageError
+from qwen3cli.hub import local, registry
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_a_repository_is_looked_for_in_the_cache(home: Path) -> None:
 @pytest.mark.parametrize("name", ["../../x", "a--b/c", "a/b/c", "..", "a/.."])
 def test_no_name_leads_out_of_the_cache(home: Path, name: str) -> None:
     with pytest.raises(UsageError, match="repository"):
-        hub.snapshot(name)
+        local.snapshot(name)
 
 
 def test_later_releases_are_installed_under_either_name() -> None:
@@ -207,20 +207,20 @@ def test_weights_must_be_cached_completely(home: Path) -> None:
     with pytest.raises(ModelNotFound, match="--weights` gets them"):
         registry.source("0.6b")
     folder = cache(home, "Qwen/Qwen3-0.6B", "config.json")
-    assert hub.weights("Qwen/Qwen3-0.6B") is None
+    assert local.weights("Qwen/Qwen3-0.6B") is None
     touch(folder / "model.safetensors")
     assert registry.source("0.6b") == (folder, Path("0.6b"))
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     touch(folder / "model.safetensors.index.json", json.dumps(index))
     touch(folder / "model-1.safetensors")
-    assert hub.weights("Qwen/Qwen3-0.6B") is None
+    assert local.weights("Qwen/Qwen3-0.6B") is None
     touch(folder / "model-2.safetensors")
-    assert hub.weights("Qwen/Qwen3-0.6B") == folder
+    assert local.weights("Qwen/Qwen3-0.6B") == folder
 
 
 def test_without_a_main_reference_the_last_snapshot_counts(home: Path) -> None:
-    assert hub.snapshot("Qwen/Qwen3-8B") is None
+    assert local.snapshot("Qwen/Qwen3-8B") is None
     old = cache(home, "Qwen/Qwen3-8B", "config.json", revision="old", main=False)
     new = cache(home, "Qwen/Qwen3-8B", "config.json", revision="new", main=False)
     os.utime(old, (1, 1))
-    assert hub.snapshot("Qwen/Qwen3-8B") == new
+    assert local.snapshot("Qwen/Qwen3-8B") == new

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from quant.recipes import RECIPES
+from qwen3cli.hub.registry import EMBEDDED, PREFERRED, release_of
+from qwen3cli.hub.releases import RELEASES, Release
+from qwen3cli.hub.shapes import SHAPES
 from qwen3cli.names import check_name, check_repository
 from qwen3cli.prompt import Generation, detect_generation, is_coder
-from qwen3cli.registry import EMBEDDED, PREFERRED, release_of
-from qwen3cli.releases import RELEASES, Release
-from qwen3cli.shapes import SHAPES
-from qwen3cli.thinking import default_sampling
+from qwen3cli.thinking.control import default_sampling
 
 # Weights in billions, all and for one token, from the model cards.
 CARDS = {

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from quant.checkpoint import Experts
 from quant.recipes import recipe
+from qwen3cli.bench.synthetic import SHAPES, write
 from qwen3cli.engine import Model
-from qwen3cli.placement import sizes_of
-from qwen3cli.synthetic import SHAPES, write
+from qwen3cli.plan.placement import sizes_of
 
 ROUTES: NDArray[np.uint8] = np.load(ROOT / "tests/data/routes.npz")["routes"]
 TOKENS, LAYERS, USED = ROUTES.shape

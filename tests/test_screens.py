@@ -12,7 +12,7 @@ from commandline import Command, TerminalCommand
 from emulator import WIDTHLESS
 from scripted import PAUSE
 
-from qwen3cli.commands import COMMANDS
+from qwen3cli.chat.commands import COMMANDS
 
 WIDTHS = [40, 80, 200]
 WIDE = "你好，世界 👩‍💻 ✅ 한국어 é"

@@ -18,7 +18,7 @@ from qwen3cli.engine import Cancelled, Model, Sampling
 from qwen3cli.errors import ContextOverflow
 from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Closed, Conversation, Reply, Settings, Thought
-from qwen3cli.thinking import STOP_TEXT, Landing
+from qwen3cli.thinking.control import STOP_TEXT, Landing
 
 TEMPLATES = {
     Generation.HYBRID: "enable_thinking",

@@ -22,7 +22,7 @@ import pyte
 import pytest
 from commandline import ENDLESS, QUESTION, Command, TerminalCommand, environment
 
-from qwen3cli import transcripts
+from qwen3cli.chat import transcripts
 
 # Thinks to the end of the context and answers as long, in ever different words.
 MUSING = ["-m", "nano", "--temp", "2", "--top-k", "0", "--top-p", "1", "--presence-penalty", "-20"]
@@ -37,7 +37,7 @@ BEGIN = """
 import sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "qwen3cli.cli":
+        if name == "qwen3cli.cli.commands":
             open("begun", "w").close()
 sys.meta_path.insert(0, Finder())
 from qwen3cli.__main__ import main

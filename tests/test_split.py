@@ -19,7 +19,7 @@ from quant.quantize import quantize
 from qwen3cli.engine import Model, ModelFile
 from qwen3cli.errors import FormatError, Qwen3Error
 from qwen3cli.errors import UsageError as CliUsageError
-from qwen3cli.memory import parse_bytes
+from qwen3cli.plan.memory import parse_bytes
 
 
 def logits(path: Path) -> Any:

@@ -12,9 +12,9 @@ import pyte
 import pytest
 from emulator import Emulator
 
-from qwen3cli.panel import Panel
-from qwen3cli.sanitize import clean
-from qwen3cli.streams import Stream
+from qwen3cli.screen.panel import Panel
+from qwen3cli.screen.sanitize import clean
+from qwen3cli.screen.streams import Stream
 from qwen3cli.terminal import Terminal
 
 PARTS = 8

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from test_session import FakeSession, conversation
 
-from qwen3cli import talk as rooms
-from qwen3cli import transcripts
+from qwen3cli.chat import talk as rooms
+from qwen3cli.chat import transcripts
+from qwen3cli.chat.talk import Talk
+from qwen3cli.chat.transcripts import Transcript
 from qwen3cli.errors import Qwen3Error
 from qwen3cli.options import Options
 from qwen3cli.session import Settings
-from qwen3cli.talk import Talk
 from qwen3cli.terminal import Terminal
-from qwen3cli.transcripts import Transcript
 
 
 class Disk:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from qwen3cli.errors import Qwen3Error, UsageError
-from qwen3cli.sanitize import clean, one_line
-from qwen3cli.streams import OutputClosed
+from qwen3cli.screen.sanitize import clean, one_line
+from qwen3cli.screen.streams import OutputClosed
 from qwen3cli.terminal import Terminal
 
 
@@ -220,7 +220,7 @@ def test_a_progress_bar_shows_a_hostile_title_as_text(open_terminal) -> None:
 
 SCRIPT = """
 import sys
-from qwen3cli.streams import OutputClosed
+from qwen3cli.screen.streams import OutputClosed
 from qwen3cli.terminal import Terminal
 terminal = Terminal()
 try:

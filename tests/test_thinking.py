@@ -23,7 +23,7 @@ from scripted_model import (
 )
 
 from qwen3cli.errors import FormatError
-from qwen3cli.thinking import (
+from qwen3cli.thinking.control import (
     ANSWER_RESERVE,
     LEADING_BLANKS,
     STOP_TEXT,

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from qwen3cli import transcripts
+from qwen3cli.chat import transcripts
+from qwen3cli.chat.transcripts import Transcript, read
 from qwen3cli.errors import DamagedFile, FormatError, Qwen3Error, UsageError
 from qwen3cli.prompt import Message
-from qwen3cli.transcripts import Transcript, read
 
 KILLS = 40
 STRANGE = "\x1b[31m \x9b \u202e \ud800 \u2028 \n\t 你好 \0 </think> 👩‍🚀"
@@ -225,7 +225,7 @@ def append_forever(path: str, acknowledged: str) -> None:
 def forks() -> Any:
     """Processes that need no time to import things."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "qwen3cli.transcripts"])
+    context.set_forkserver_preload(["pytest", "qwen3cli.chat.transcripts"])
     return context
 
 

@@ -14,7 +14,7 @@ from qwen3cli.engine import Model
 from qwen3cli.errors import ContextOverflow, UsageError
 from qwen3cli.prompt import Generation
 from qwen3cli.session import Answer, Conversation, Events, Reply, Settings, Thought
-from qwen3cli.thinking import STOP_TEXT
+from qwen3cli.thinking.control import STOP_TEXT
 
 NANO = Path(qwen3cli.__file__).parent / "models/nano-dense-q8_0.gguf"
 GREEDY = Settings(temperature=0, landing="hard")

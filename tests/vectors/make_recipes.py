@@ -33,7 +33,7 @@ from quant.checkpoint import Hyperparameters  # noqa: E402
 from quant.layout import layout  # noqa: E402
 from quant.metadata import add_hyperparameters  # noqa: E402
 from quant.recipes import RECIPES  # noqa: E402
-from qwen3cli.synthetic import SHAPES  # noqa: E402
+from qwen3cli.bench.synthetic import SHAPES  # noqa: E402
 
 OUT = ROOT / "tests/data/recipes.json.gz"
 LINE = re.compile(r"\] (\S+)\s+- \[.*?type =\s+(\w+), size =.*?MiB(?: ->.*\((\w+)\))?")

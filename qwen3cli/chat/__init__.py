@@ -1,0 +1,1 @@
+"""The chat: its lines, its commands, and where it is stored."""

@@ -1,0 +1,1 @@
+"""The commands of qwen3: flags, defaults, exit codes."""

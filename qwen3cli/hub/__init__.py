@@ -1,0 +1,1 @@
+"""The Hugging Face Hub, its local cache, and the names of models."""

@@ -1,0 +1,1 @@
+"""What fits into this machine, and how fast it will be."""

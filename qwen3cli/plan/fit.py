@@ -1,0 +1,199 @@
+"""The command `fit` for one model: where it would lie, and how fast it would be, without loading
+it. It need not be there: a release is judged by its shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant.shards import files
+from qwen3cli.errors import FormatError, ModelNotFound
+from qwen3cli.hub import local, registry
+from qwen3cli.plan.advice import Candidate, candidate_of
+from qwen3cli.plan.machine import Peaks, Rates, peaks, rates, rates_of_folder
+from qwen3cli.plan.memory import amount
+from qwen3cli.plan.placement import Placement, place_sizes
+from qwen3cli.plan.predict import at_best, expected_misses, predict, prompt_seconds
+from qwen3cli.plan.sizes import Sizes, sizes_of
+from qwen3cli.terminal import Terminal
+
+_WHERE = {
+    "resident": "fits, all of it in memory",
+    "offloaded": "fits with {share:.0%} of its experts in memory, the others in the file",
+    "mapped": "does not fit: {least:.2f} GB are needed, so the page cache makes do",
+    "unknown": "needs {needed:.2f} GB; how much is available is not known here (--ram)",
+}
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is judged."""
+
+    name: str
+    n_bytes: int
+    sizes: Sizes
+    path: Path | None  # None: it is not here
+    candidate: Candidate | None = None
+
+
+def fit(
+    model: str,
+    terminal: Terminal,
+    *,
+    ram: str | None,
+    n_ctx: int | None,
+    kv: str | None,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Prints the plan for a model in this memory. Raises UsageError, ModelNotFound, FormatError,
+    and for a ram that was asked for DoesNotFit, of a dense model as well."""
+    subject = _subject(model)
+    placement = place_sizes(subject.name, subject.sizes, ram, n_ctx=n_ctx, kv=kv)
+    if subject.path:
+        machine = rates(subject.path, threads, fresh=True)
+    else:
+        machine = rates_of_folder(local.cache(), threads, fresh=True)
+    products = peaks(threads, fresh=True)
+    report = _report(subject, placement, kv or subject.sizes.kv, machine, products)
+    if as_json:
+        terminal.json(report)
+    else:
+        _show(report, terminal)
+
+
+def _subject(model: str) -> _Subject:
+    try:
+        path = registry.resolve(model)
+    except ModelNotFound:
+        candidate = candidate_of(model)
+        if candidate is None:
+            raise
+        n_bytes = candidate.release.file_bytes(candidate.quant)
+        return _Subject(candidate.name, n_bytes, candidate.sizes, None, candidate)
+    sizes = sizes_of(path)
+    if sizes is None:
+        raise FormatError(f"{path}: not a qwen3 or qwen3moe model, or a damaged one")
+    return _Subject(path.name, sum(file.stat().st_size for file in files(path)), sizes, path)
+
+
+def _report(
+    subject: _Subject, placement: Placement, kv: str, machine: Rates, products: Peaks
+) -> dict[str, Any]:
+    sizes = subject.sizes
+    n_ctx = placement.n_ctx or sizes.n_ctx
+    seconds = None
+    if placement.where != "mapped":
+        seconds = prompt_seconds(sizes, placement.expert_bytes, machine, products)
+    report: dict[str, Any] = {
+        "model": str(subject.path or subject.name),
+        "installed": subject.path is not None,
+        "bytes": subject.n_bytes,
+        "where": placement.where,
+        "ram_bytes": placement.ram,
+        "needed_bytes": placement.needed,
+        "least_bytes": placement.least,
+        "dense_bytes": sizes.dense,
+        "n_ctx": n_ctx,
+        "kv": kv,
+        "kv_bytes": int(sizes.kv_bytes(n_ctx, kv)),
+        "decode": [_decode(sizes, placement, kv, machine, depth) for depth in (0, n_ctx)],
+        "prompt_1000_s": known(seconds),
+        "machine": describe(machine, products),
+    }
+    if subject.candidate:
+        report["get"] = list(subject.candidate.commands)
+    if sizes.experts:
+        mapped = placement.where == "mapped"
+        held = placement.expert_bytes or sizes.experts
+        report["experts"] = {
+            "bytes": sizes.experts,
+            "token_bytes": int(sizes.used * sizes.experts),
+            "held_bytes": None if mapped else held,
+            "hit_rate": None if mapped else round(1 - expected_misses(held / sizes.experts), 4),
+        }
+    return report
+
+
+def describe(machine: Rates, products: Peaks) -> dict[str, float | None]:
+    """The rates of a machine as reports have them."""
+    return {
+        "read_gb_s": known(machine.memory / 1e9),
+        "disk_gb_s": known(machine.disk / 1e9),
+        "int8_gmac_s": known(products.int8 / 1e9),
+        "f32_gmac_s": known(products.f32 / 1e9),
+    }
+
+
+def known(value: float | None, digits: int = 4) -> float | None:
+    """A rounded figure; None for one that nobody knows."""
+    return None if value is None or math.isnan(value) else round(value, digits)
+
+
+def _decode(
+    sizes: Sizes, placement: Placement, kv: str, machine: Rates, depth: int
+) -> dict[str, float | None]:
+    """Tokens a second behind so many others; where the page cache decides, only the limit."""
+    mapped = placement.where == "mapped"
+    if mapped:
+        found = at_best(sizes, placement.ram or 0, machine, positions=depth, kv=kv)
+    else:
+        found = predict(sizes, placement.expert_bytes, machine, positions=depth, kv=kv)
+    return {
+        "depth": depth,
+        "tok_s": None if mapped else known(found.tok_s, 2),
+        "floor_tok_s": None if mapped else known(found.floor, 2),
+        "limit_tok_s": known(found.limit, 2),
+    }
+
+
+def _show(report: dict[str, Any], terminal: Terminal) -> None:
+    ram, experts = report["ram_bytes"], report.get("experts", {})
+    held = experts.get("held_bytes") or 0  # nobody knows what the page cache holds
+    share = held / experts["bytes"] if held else 0.0
+    needed, least = report["needed_bytes"] / 1e9, report["least_bytes"] / 1e9
+    where = _WHERE[report["where"]].format(share=share, needed=needed, least=least)
+    rows = [
+        ("model", f"{report['model']} ({amount(report['bytes'])})"),
+        ("plan", where),
+        ("memory", "not known" if ram is None else amount(ram)),
+        ("every token", f"{amount(report['dense_bytes'])} of weights"),
+    ]
+    if experts:
+        line = f"{amount(experts['bytes'])}, {amount(experts['token_bytes'])} for a token"
+        if report["where"] == "offloaded":
+            line += f"; {amount(held)} held, {experts['hit_rate']:.1%} of uses hit"
+        rows.append(("experts", line))
+    if "get" in report:
+        rows.insert(1, ("not here", " and ".join(f"`{line}`" for line in report["get"])))
+    machine = report["machine"]
+    disk, seconds = machine["disk_gb_s"], report["prompt_1000_s"]
+    rows += [
+        ("context", f"{report['n_ctx']:,} tokens, {amount(report['kv_bytes'])} in {report['kv']}"),
+        ("reads", f"memory {machine['read_gb_s']:.1f} GB/s, disk {_number(disk)} GB/s"),
+        ("prompt", f"{_two_digits(seconds)} s for 1,000 tokens"),
+    ]
+    terminal.table(("fit", ""), rows)
+    terminal.table(
+        ("decode", "tok/s", "serial floor", "limit"),
+        [
+            (
+                f"behind {row['depth']:,} tokens" if row["depth"] else "at the start",
+                *(_number(row[key]) for key in ("tok_s", "floor_tok_s", "limit_tok_s")),
+            )
+            for row in report["decode"]
+        ],
+    )
+
+
+def _two_digits(value: float | None) -> str:
+    """As exact as a prediction is: 0.034, 2.8, 37, 303."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:#.2g}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.{0 if value >= 100 else 2}f}"

@@ -1,0 +1,1 @@
+"""Questions and their answers, one or many, and the proofs of them."""

@@ -1,0 +1,1 @@
+"""Thinking: how long, and where it ends."""
