@@ -13,6 +13,7 @@ from pathlib import Path
 import pexpect
 import pyte
 from emulator import Screen, is_sane, lines_of, resize, scrolled
+from forked import Server
 
 COMMAND = [sys.executable, "-m", "qwen3cli"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return kept | folders | {"TERM": "xterm-256color"} | more
 
 
+_SERVER = Server(environment(Path("/")))
+
+
 class Command:
     """qwen3 with a home of its own. cwd is the home."""
 
@@ -49,14 +53,11 @@ class Command:
     ) -> subprocess.CompletedProcess[str]:
         """Runs it through pipes, to its end."""
         data = input.encode() if isinstance(input, str) else input
-        done = subprocess.run(
-            [*COMMAND, *args],
-            input=data,
-            capture_output=True,
-            cwd=self.home,
-            env=environment(self.home, **env),
-            timeout=60,
-        )
+        where = {"cwd": self.home, "env": environment(self.home, **env), "timeout": 60}
+        if _SERVER.can_run(where["env"]):
+            done = _SERVER.run([*args], input=data, **where)
+        else:
+            done = subprocess.run([*COMMAND, *args], input=data, capture_output=True, **where)
         out, err = done.stdout.decode(), done.stderr.decode()
         assert "Traceback" not in err and "nanobind" not in err, err
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
