@@ -121,6 +121,8 @@ class TerminalCommand:
             codec_errors="replace",
             timeout=30,
         )
+        self._process.delaybeforesend = None  # everything here waits for what it answers
+        self._process.ptyproc.delayafterclose = 0
         self._emulator.write_process_input = self._process.send
 
     def _see(self, text: str) -> None:
@@ -192,6 +194,7 @@ class TerminalCommand:
         self._process.expect(pexpect.EOF)
         self._see(str(self._process.before))
         self.echoes = self._process.getecho()
+        self._process.wait()
         self._process.close()
         assert self._process.signalstatus is not None, self._process.exitstatus
         return int(self._process.signalstatus)
@@ -201,6 +204,7 @@ class TerminalCommand:
         self._process.expect(pexpect.EOF)
         self._see(str(self._process.before))
         self.echoes = self._process.getecho()
+        self._process.wait()
         self._process.close()
         assert "Traceback" not in self.raw
         assert self._process.exitstatus is not None, self._process.signalstatus

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
 import qwen3_native
@@ -14,7 +15,7 @@ NANO = Path("qwen3cli/models/nano-dense-q8_0.gguf")
 
 def test_rows_are_those_the_reference_reads() -> None:
     file = qwen3_native.File(bytes(NANO))
-    reference = {tensor.name: tensor for tensor in gguf.GGUFReader(NANO).tensors}
+    reference = {tensor.name: tensor for tensor in gguf_files.read(NANO).tensors}
     for name, shape, kind, _ in file.tensors():
         raw = reference[name]
         want = gguf.quants.dequantize(raw.data, raw.tensor_type).reshape(-1, shape[-1])

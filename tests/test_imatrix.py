@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
 import qwen3_native
@@ -143,7 +144,7 @@ def test_the_file_is_what_the_ecosystem_reads(tmp_path: Path) -> None:
     path = tmp_path / "i.gguf"
     dense, experts = entries()[0], entries(4)[0]
     write_imatrix(path, [dense, experts], CORPUS)
-    reader = gguf.GGUFReader(path)
+    reader = gguf_files.read(path)
     metadata = {
         key: (field.types, field.contents())
         for key, field in reader.fields.items()
@@ -297,7 +298,7 @@ def test_each_expert_is_quantized_with_its_own_row(config: dict[str, Any], tmp_p
     done = quantize(source, out, "Q4_K_M", imatrix=tmp_path / "i.gguf", threads=2)
     assert done.unweighed == []
     rows = qwen3_native.File(bytes(exact))
-    got = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    got = {tensor.name: tensor for tensor in gguf_files.read(out).tensors}
     for tensor, sums, counts in inputs:
         per_expert = got[tensor].data.reshape(len(counts), -1, got[tensor].data.shape[-1])
         n = per_expert.shape[1]
@@ -314,7 +315,7 @@ def test_each_expert_is_quantized_with_its_own_row(config: dict[str, Any], tmp_p
         others.append(write_checkpoint(tmp_path / "fused", config, fused(tensors, config)))
     for other in others:
         quantize(other, tmp_path / "o.gguf", "Q4_K_M", imatrix=tmp_path / "i.gguf")
-        for tensor in gguf.GGUFReader(tmp_path / "o.gguf").tensors:
+        for tensor in gguf_files.read(tmp_path / "o.gguf").tensors:
             np.testing.assert_array_equal(tensor.data, got[tensor.name].data)
 
 

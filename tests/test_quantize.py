@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
 from checkpoint_synthetic import config_of, write_synthetic
@@ -43,7 +44,7 @@ NANO = ["nano-dense", "nano-moe"]
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
     """The metadata and the tensors of a file, as the ecosystem's reader sees them."""
-    reader = gguf.GGUFReader(path)
+    reader = gguf_files.read(path)
     metadata = {
         key: field.contents()
         for key, field in reader.fields.items()
@@ -285,7 +286,7 @@ def test_the_card_of_a_release_in_a_hugging_face_cache(tmp_path: Path) -> None:
         "base_model.0.repo_url": "https://huggingface.co/Qwen/Qwen3-30B-A3B-Base",
     }
     assert {key: metadata[f"general.{key}"] for key in wanted} == wanted
-    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    fields = gguf_files.read(tmp_path / "out.gguf").fields
     assert fields["general.tags"].contents() == ["chat", "thinking", "text-generation"]
     assert fields["general.languages"].contents() == ["en"]
 

@@ -24,7 +24,7 @@ from quant.quantize import quantize
 from quant.shards import files, forms, opens_a_model
 
 Contents = dict[str, bytes]
-MOMENTS = 100
+MOMENTS = 60
 
 
 def contents(paths: list[Path]) -> Contents:

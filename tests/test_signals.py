@@ -143,6 +143,7 @@ class Job(TerminalCommand):
         else:
             pytest.fail(f"it does not end: {self.raw[-500:]!r}")
         attributes = termios.tcgetattr(self._fd)
+        self._process.wait()
         self._process.close()
         assert attributes == self._before
         assert "Traceback" not in self.raw and "Exception" not in self.raw, self.raw

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
 from checkpoint_tiny import (
@@ -242,7 +243,7 @@ def test_every_kind_of_metadata_is_copied(tmp_path: Path) -> None:
     image.put("general.alignment", 32, kinds.UINT32)
     image.put("quantize.imatrix.file", "of the source")
     quantize(image.write(tmp_path / "source.gguf"), tmp_path / "out.gguf", "q8_0")
-    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    fields = gguf_files.read(tmp_path / "out.gguf").fields
     for key, (value, kind) in wanted.items():
         assert fields[key].types == [kind] and fields[key].contents() == value, key
     assert fields["a.numbers"].types == [kinds.ARRAY, kinds.INT32]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
 from checkpoint_tiny import DENSE, MOE, tensors_of, write_checkpoint
@@ -41,7 +42,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def with_bit(path: Path, out: Path, tensor: str, byte: int, bit: int) -> Path:
     """The file with one bit of a tensor flipped."""
-    offset = next(t.data_offset for t in gguf.GGUFReader(path).tensors if t.name == tensor)
+    offset = next(t.data_offset for t in gguf_files.read(path).tensors if t.name == tensor)
     data = bytearray(path.read_bytes())
     data[int(offset) + byte] ^= 1 << bit
     out.write_bytes(data)
@@ -62,8 +63,8 @@ def test_what_the_quantizer_writes_is_as_its_types_allow(
 ) -> None:
     report = verify(nano(recipe), NANO)
     assert report.problems == [] and report.remarks == []
-    reference = {t.name: t for t in gguf.GGUFReader(nano(recipe)).tensors}
-    plain = {t.name: t for t in gguf.GGUFReader(nano("F32")).tensors}
+    reference = {t.name: t for t in gguf_files.read(nano(recipe)).tensors}
+    plain = {t.name: t for t in gguf_files.read(nano("F32")).tensors}
     assert [tensor.name for tensor in report.tensors] == list(reference)
     for tensor in report.tensors:
         exact = np.array(plain[tensor.name].data, np.float64)
@@ -120,7 +121,7 @@ def test_shards_as_a_file_and_as_a_source(tmp_path: Path) -> None:
     (shards,), (source,) = (list(tmp_path.glob(f"{name}-00001-of-*.gguf")) for name in "qf")
     assert verify(shards, NANO).problems == [] and verify(shards, source).problems == []
     last = max(tmp_path.glob("q-*.gguf"))
-    name = gguf.GGUFReader(last).tensors[-1].name
+    name = gguf_files.read(last).tensors[-1].name
     with_bit(last, last, name, 2, 6)
     assert flagged(shards, source) == [name]
     last.write_bytes(last.read_bytes()[:-100])
