@@ -50,13 +50,6 @@ class Release:
 
         return n_weights(self.shape)
 
-    @property
-    def n_active(self) -> int:
-        """Weights that one token uses."""
-        from qwen3cli.hub.shapes import n_weights
-
-        return n_weights(self.shape, active=True)
-
     def tensors(self, quant: str) -> list[tuple[str, tuple[int, ...], str, int]]:
         """(name, shape, type, bytes) of all in a GGUF file. Raises UsageError for an unknown
         quant."""

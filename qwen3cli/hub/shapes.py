@@ -47,12 +47,6 @@ SHAPES = {  # Qwen3 Technical Report, tables 1 and 2, and the releases' config.j
 }
 
 
-def n_weights(hp: Hyperparameters, *, active: bool = False) -> int:
-    """The weights of a model; active: of a mixture those that one token uses."""
-    total = 0
-    for tensor in layout(hp):
-        n = math.prod(tensor.shape)
-        if active and hp.experts and tensor.n_experts > 1:
-            n = n // tensor.n_experts * hp.experts.used
-        total += n
-    return total
+def n_weights(hp: Hyperparameters) -> int:
+    """The weights of a model."""
+    return sum(math.prod(tensor.shape) for tensor in layout(hp))

@@ -102,11 +102,6 @@ def nearest(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.is_dir()).resolve()
 
 
-def memory_rate(threads: int) -> float:
-    """Bytes a second that so many threads of the engine read from memory."""
-    return _memory_rate(Model(registry.resolve("nano"), threads=threads))
-
-
 def _memory(model: Model, kept: _Kept) -> float:
     key = f"memory: {_machine()}, {model.threads} threads"
     return kept.rate(key, lambda: _memory_rate(model))
