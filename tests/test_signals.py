@@ -228,7 +228,10 @@ class Chat(Job):
         elif kind == "signal":
             self.send(INT)
         elif kind == "stop":
-            self.stop_and_go(rng, lambda: self.press("z"))
+            with_key = rng.random() < 0.5
+            self.stop_and_go(
+                rng, (lambda: self.press("z")) if with_key else lambda: self.send(TSTP)
+            )
         else:
             self.resize(rng.choice([40, 80, 200]), rng.choice([8, 24, 50]))
         self.sleep(rng.random() / 50)
@@ -282,6 +285,24 @@ def test_signals_in_a_chat(seed: int, end: int | None, qwen3: Command) -> None:
     assert turns[0].assistant["content"] == "60"
     done = qwen3("chat", "--session", path.stem, "--temp", "0", input=QUESTION)
     assert (done.returncode, done.stdout) == (0, "60\n")
+
+
+@pytest.mark.parametrize("number", [TSTP, signal.SIGSTOP])
+def test_a_prompt_that_was_stopped_is_there_again(number: int, qwen3: Command) -> None:
+    chat = Chat(qwen3, random.Random(0))
+    chat.type("/st")
+    chat.until(lambda: "/st" in chat.screen)
+    chat.send(number)
+    chat.until(lambda: chat.stopped)
+    if number == TSTP:
+        assert termios.tcgetattr(chat._fd)[3] == chat._before[3]
+    termios.tcsetattr(chat._fd, termios.TCSANOW, chat._before)  # the shell's, for its own prompt
+    chat.send(CONT)
+    chat.until(lambda: chat.reads_lines)
+    told = chat.says("atx\x7fs", r"\d+ turns?, ")
+    assert "> /stats" in chat.screen and "0 turns, " in told
+    chat.press("d")
+    assert chat.code() == 0
 
 
 def test_a_storm_of_interrupts_at_the_prompt(qwen3: Command) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,7 +70,6 @@ class Editor:
                 completer=_Choices(choices),
                 # Of a command alone: the menu reserves lines below the prompt.
                 complete_while_typing=Condition(_types_a_command),
-                enable_suspend=True,
                 interrupt_exception=_Dropped,
             )
 
@@ -89,7 +89,8 @@ class Editor:
         # Around the prompt, which has a handler of its own: asyncio is not to be torn open.
         handler = signal.signal(signal.SIGINT, interrupt)
         try:
-            line = self._session.prompt(default=prefill, pre_run=begin)
+            with self._stoppable():
+                line = self._session.prompt(default=prefill, pre_run=begin)
         except _Dropped:
             return ""
         except (EOFError, OSError):  # OSError: the terminal is gone
@@ -97,6 +98,46 @@ class Editor:
         finally:
             signal.signal(signal.SIGINT, handler)
         return "" if late else line
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Whatever stops the program at its prompt: meanwhile the terminal is the shell's, and the
+        prompt is there again when it goes on."""
+        if signal.getsignal(signal.SIGTSTP) == signal.SIG_IGN:
+            yield
+            return
+        app, due = self._session.app, False
+
+        def stop() -> None:
+            nonlocal due
+            due = False
+            with _as_ever(signal.SIGTSTP):
+                os.kill(os.getpid(), signal.SIGTSTP)
+
+        def go_on() -> None:
+            with suppress(termios.error):
+                raw = not termios.tcgetattr(app.input.fileno())[3] & termios.ICANON
+                if not raw and not app.is_done:  # after SIGSTOP, which told nobody
+                    app.input.raw_mode().__enter__()  # the prompt's own puts all of it back
+                    app.renderer.reset()
+                    app.invalidate()
+
+        def handle(number: int, _frame: object) -> None:
+            nonlocal due
+            due = due or number == signal.SIGTSTP
+            if app.loop:
+                app.loop.call_soon_threadsafe(
+                    lambda: run_in_terminal(stop) if number == signal.SIGTSTP else go_on()
+                )
+
+        handlers = {n: signal.signal(n, handle) for n in (signal.SIGTSTP, signal.SIGCONT)}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if due:  # it came when the prompt was over
+                stop()
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -175,7 +216,21 @@ class Editor:
         def _(_event: KeyPressEvent) -> None:
             run_in_terminal(self._fold)
 
+        @keys.add("c-z")
+        def _(_event: KeyPressEvent) -> None:
+            os.kill(0, signal.SIGTSTP)
+
         return keys
+
+
+@contextmanager
+def _as_ever(number: int) -> Iterator[None]:
+    """A signal does what it does to any program."""
+    handler = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
 
 
 def _types_a_command() -> bool:
@@ -209,7 +264,7 @@ def _edited(text: str) -> str:
         path = Path(folder) / "message.md"
         path.write_text(text, "utf-8", "replace")
         try:
-            with uninterrupted():  # Ctrl-C is the editor's
+            with uninterrupted(), _as_ever(signal.SIGTSTP):  # Ctrl-C and Ctrl-Z are the editor's
                 code = subprocess.call([*command, str(path)])
         except OSError as error:
             raise UsageError(f"cannot start the editor {command[0]}: {error.strerror}") from None
