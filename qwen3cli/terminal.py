@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qwen3cli.screen.cells import wrapped
+from qwen3cli.screen.cells import text_cells, wrapped
 from qwen3cli.screen.sanitize import clean, json_line, one_line
 from qwen3cli.screen.streams import Cursor, Stream
 from qwen3cli.screen.thoughts import Thoughts
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|-?)")  # in a table; - and "": none
+_WORD = 12  # cells: a longer one in a table may be broken
 CLOSED_OUTPUT = 141  # exit code: what a shell reports for a program ended by SIGPIPE
 
 
@@ -174,7 +175,8 @@ class Terminal:
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 0) -> None:
         """A table on a terminal, columns of numbers to the right, and the first ones (whole) never
-        folded; lines of tab-separated fields elsewhere."""
+        folded; where it is too narrow for words, a block of lines for each row. Lines of
+        tab-separated fields elsewhere."""
         if not self._out.is_terminal:
             self._out.write("".join("\t".join(map(one_line, row)) + "\n" for row in rows))
             return
@@ -184,15 +186,20 @@ class Terminal:
         from rich.text import Text
 
         lines = [[one_line(cell) for cell in row] for row in rows]
+        # Not by its own pen: the console draws, this class writes.
+        console = Console(force_terminal=self._out.is_styled)
+        widths = _widths([*zip(*(head, *lines), strict=True)], whole, console.width)
+        if widths is None:
+            with self._thoughts.aside():
+                self._out.show(_blocks(head, lines, console.width))
+            return
         table = Table(box=SIMPLE, pad_edge=False)
         for i, title in enumerate(head):
             numbers = [_NUMBER.fullmatch(line[i]) for line in lines]
             justify: Literal["left", "right"] = "right" if all(numbers) else "left"
-            table.add_column(Text(title), justify=justify, overflow="fold", no_wrap=i < whole)
+            table.add_column(Text(title), justify=justify, overflow="fold", width=widths[i])
         for line in lines:
             table.add_row(*map(Text, line))
-        # Not by its own pen: the console draws, this class writes.
-        console = Console(force_terminal=self._out.is_styled)
         with console.capture() as drawn:
             console.print(table)
         with self._thoughts.aside():
@@ -232,3 +239,38 @@ class Terminal:
             finally:
                 self._bar = None
                 self._thoughts.paused = False
+
+
+def _widths(columns: list[tuple[str, ...]], whole: int, width: int) -> list[int] | None:
+    """Of the columns of a table that is at most so wide. The first ones (whole) have all they
+    want, the others at least what breaks no word; None where that does not fit."""
+    wanted = [max(map(text_cells, column)) for column in columns]
+    widths = [
+        max((min(text_cells(word), _WORD) for cell in column for word in cell.split()), default=0)
+        for column in columns
+    ]
+    widths[:whole] = wanted[:whole]
+    left = width - sum(widths) - 3 * len(columns) + 1  # what stands between them
+    if left < 0:
+        return None
+    for i in sorted(range(len(columns)), key=lambda i: wanted[i] - widths[i]):
+        more = min(wanted[i] - widths[i], left)
+        widths[i] += more
+        left -= more
+    return widths
+
+
+def _blocks(head: Sequence[str], lines: list[list[str]], width: int) -> str:
+    """The rows of a table one below the other, each cell behind the title of its column."""
+    hang = max(map(text_cells, head)) + 2
+    named = [
+        [
+            f"{title}{' ' * (hang - text_cells(title))}{cell}"
+            for title, cell in zip(head, line, strict=True)
+            if cell
+        ]
+        for line in lines
+    ]
+    return "".join(
+        "\n" + "".join(wrapped(row, width, hang) + "\n" for row in rows) for rows in named
+    )

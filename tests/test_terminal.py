@@ -211,6 +211,23 @@ def test_a_narrow_table_cuts_nothing(open_terminal, monkeypatch: pytest.MonkeyPa
     assert "…" not in stdout.text and stdout.text.count("b") == 30
 
 
+def test_a_table_too_narrow_for_its_words_is_a_block_for_each_row(
+    open_terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("first-of-them", "some-kind-x", "three words here and some more"), ("b", "", "4")]
+    for columns, table in ((36, True), (35, False)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        terminal, stdout, _ = open_terminal(out=True, err=True)
+        terminal.table(("name", "kind", "title"), rows)
+        assert ("──" in stdout.text) == table
+        assert "some-kind-x" in stdout.text  # unbroken
+    assert stdout.text == (
+        "\nname   first-of-them\nkind   some-kind-x\n"
+        "title  three words here and some\n       more\n"
+        "\nname   b\ntitle  4\n"
+    )
+
+
 def test_a_progress_bar_shows_a_hostile_title_as_text(open_terminal) -> None:
     terminal, _, stderr = open_terminal(out=True, err=True)
     with terminal.progress("[red]{task}\x1b[2J") as move:
