@@ -43,7 +43,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
     known = list(known)
     holding = [each for each in known if name in each] if name else []
-    close = get_close_matches(name, known, 1) or holding
+    begun = [each for each in holding if each.startswith(name)]  # 30b-a3b for 30b, not 32b
+    close = begun or get_close_matches(name, known, 1) or holding
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 
 

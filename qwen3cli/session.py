@@ -95,7 +95,10 @@ class Conversation:
         """Goes on with the thoughts of the last reply, from before they were closed, for at most
         so many tokens, and answers anew. Raises UsageError when they were not closed early."""
         if not self._last or not self.messages or self.messages[-1] is not self._last[0]:
-            raise UsageError("there are no thoughts to go on with: there is no reply yet")
+            why = "there is no reply yet"
+            if self.messages:
+                why = "no reply was given since the conversation was taken up or changed"
+            raise UsageError(f"there are no thoughts to go on with: {why}")
         _, run = self._last
         if not run.can_go_on:
             why = "they came to their end" if run.control.thinking_tokens else "there are none"

@@ -53,7 +53,7 @@ def test_commands_change_the_session_and_never_reach_the_model(qwen3: Command) -
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     notes = done.stderr.splitlines()
     assert notes[0] == "thinking off, budget none"
-    assert re.fullmatch(r"1 turn, \d+ of 4096 tokens of context", notes[1])
+    assert re.fullmatch(r"1 turn, \d+ of 4,096 tokens of context", notes[1])
     assert "last reply: thinking off" in notes[3]
     assert notes[4:6] == ["thinking on, budget none", "system message: Be kind."]
     assert "unknown command /bugdet; did you mean /budget?" in notes[6]
@@ -81,14 +81,14 @@ def test_settings_are_shown_by_their_command_alone(qwen3: Command) -> None:
     assert notes[8] == "thinking on, budget none"
     assert "99999999999 is not in the range" in notes[9] and "'x' is no number" in notes[10]
     assert notes[11:] == [
-        "no system message", "0 turns, 0 of 4096 tokens of context", "thinking on, budget none"
+        "no system message", "0 turns, 0 of 4,096 tokens of context", "thinking on, budget none"
     ]  # fmt: skip
 
 
 def test_forgotten_turns_take_no_context(qwen3: Command) -> None:
     notes = qwen3("chat", *GREEDY, input=f"{QUESTION}\n/stats\n/clear\n/stats").stderr.splitlines()
-    assert re.match(r"1 turn, [1-9]\d+ of 4096", notes[0])
-    assert notes[-3] == "0 turns, 0 of 4096 tokens of context"
+    assert re.match(r"1 turn, [1-9]\d+ of 4,096", notes[0])
+    assert notes[-3] == "0 turns, 0 of 4,096 tokens of context"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_ctx_counts_every_message(qwen3: Command) -> None:
     total = re.match(r"(\d+) of 4,096 tokens are used", notes[4])
     assert total and int(total[1]) == sum(int(row[2]) for row in rows if row) + 1  # <|im_start|>
     assert f"begins with these {total[1]}" in notes[5]
-    assert f"{total[1]} of 4096" in notes[6]
+    assert f"{total[1]} of 4,096" in notes[6]
 
 
 def test_model_keeps_the_messages_and_the_old_one_where_it_fails(qwen3: Command) -> None:

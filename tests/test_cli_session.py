@@ -129,6 +129,12 @@ def test_ids_are_whole_on_a_terminal_of_80_columns(
     assert path.stem in child.text
 
 
+def test_ls_says_that_there_are_no_chats(terminal: OnTerminal) -> None:
+    child = terminal("session", "ls")
+    assert child.finish() == 0
+    assert child.text == "there are no chats yet; `qwen3 chat` begins one\n"
+
+
 def test_show(qwen3: Run) -> None:
     path = store(SUM, PYTHON, system="Be brief.")
     done = qwen3("session", "show", path.stem[:-2])

@@ -114,6 +114,7 @@ def test_weights_are_what_quantize_reads() -> None:
         ("0.6b:q4", "has q8_0; .*--type Q4_K_M"),
         ("0.6b:q9", "has q8_0, and `qwen3 quantize` makes no q9"),
         ("30b-a3", "did you mean 30b-a3b"),
+        ("30b", "did you mean 30b-a3b"),
         ("coder", "did you mean coder-30b-a3b"),
         ("nano", "part of this program"),
     ],

@@ -135,7 +135,7 @@ def test_more_needs_thoughts_that_were_closed() -> None:
     session.says("<think>tt60")
     last(talker.reply("Q", Settings(budget=2)))
     talker.undo()
-    with pytest.raises(UsageError, match="no reply yet"):
+    with pytest.raises(UsageError, match="taken up or changed"):
         talker.more(5)
 
 

@@ -36,6 +36,9 @@ def ls(terminal: Terminal, *, as_json: bool) -> None:
     if as_json:
         terminal.json(rows)
         return
+    if not rows and terminal.visible:
+        terminal.note("there are no chats yet; `qwen3 chat` begins one")
+        return
     head = ("session", "last used", "model", "turns", "kv", "title")
     terminal.table(head, [_row(row) for row in rows], whole=2)
     for row in rows:

@@ -352,7 +352,7 @@ def _stats(talk: Talk, _argument: str) -> None:
     conversation, note = talk.conversation, talk.terminal.note
     turns = sum(message["role"] == "user" for message in conversation.messages)
     used, n_ctx = conversation.used(), conversation.session.n_ctx
-    note(f"{turns} turn{'s' * (turns != 1)}, {used} of {n_ctx} tokens of context")
+    note(f"{turns} turn{'s' * (turns != 1)}, {used:,} of {n_ctx:,} tokens of context")
     _mode(talk)
     if talk.last is not None:
         note(f"last reply: {statistics(talk.last, conversation.session)}")

@@ -36,7 +36,8 @@ def statistics(reply: Reply, session: Session) -> str:
 def thought_for(closed: Closed) -> str:
     """What folded thoughts leave on the screen."""
     of = "" if closed.limit is None else f" of {closed.limit:,}"
-    return f"thought for {closed.tokens:,}{of} tokens, {closed.seconds:.0f} s ({closed.stop})"
+    unit = "token" if (closed.limit or closed.tokens) == 1 else "tokens"
+    return f"thought for {closed.tokens:,}{of} {unit}, {closed.seconds:.0f} s ({closed.stop})"
 
 
 def experts(model: Model) -> str | None:
