@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from threading import Thread
+from contextlib import AbstractContextManager, contextmanager, suppress
+from threading import Thread, get_ident
 
 
 @contextmanager
@@ -60,6 +60,20 @@ def watching(actions: Mapping[int, Callable[[], None]]) -> Iterator[None]:
         watcher.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable(aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Lets Ctrl-Z stop the program inside aside, which clears the screen for the shell. As ever it
+    stops nothing where no shell could let it go on."""
+
+    def stop() -> None:
+        with aside():
+            if os.getsid(os.getppid()) == os.getsid(0):
+                signal.pthread_kill(get_ident(), signal.SIGSTOP)  # at once: SIGCONT follows
+
+    with watching({signal.SIGTSTP: stop}):
+        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -75,6 +75,10 @@ class Terminal:
         """Ends a passage of thoughts, if one is open. summary: what folded ones leave, such as
         "thought for 812 of 2,048 tokens, 12 s (budget)"."""
         self._thoughts.end(summary)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Takes the panel of the thoughts off the screen meanwhile."""
+        return self._thoughts.aside()
 
     @property
     def fold(self) -> bool:

@@ -337,6 +337,25 @@ def test_a_chat_whose_terminal_is_gone(qwen3: Command) -> None:
 # ---- run -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_the_panel_is_off_the_screen_while_it_is_stopped(command: str, qwen3: Command) -> None:
+    prompt = ["hello"] if command == "run" else []
+    job = Job(qwen3, command, *prompt, *MUSING, "--threads", "1")
+    if command == "chat":
+        job.until(lambda: job.reads_lines)
+        job.type("hello\r")
+    for _ in range(3):
+        job.until(lambda: "▾ thinking" in job.screen)
+        job.press("z")
+        job.until(lambda: job.stopped)
+        job.read()
+        assert "▾" not in job.screen
+        job.send(CONT)
+    job.until(lambda: "▾ thinking" in job.screen)
+    job.send(TERM)
+    assert job.code() == 128 + TERM
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_signal_in_a_run_on_a_terminal(seed: int, qwen3: Command) -> None:
     rng = random.Random(100 + seed)

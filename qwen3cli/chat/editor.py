@@ -11,7 +11,7 @@ import tempfile
 import termios
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from shutil import which
 
@@ -52,12 +52,15 @@ class Editor:
         choices: Callable[[str], Iterable[Choice]],
         fold: Callable[[], None],
         note: Callable[[str], None],
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
         remember: bool = True,
     ) -> None:
         """choices: how the text before the cursor may go on. fold: Ctrl-T. note: tells of what
-        went wrong. remember: lines are kept in a file, for the next time."""
+        went wrong. aside: clears the screen while the program is stopped. remember: lines are kept
+        in a file, for the next time."""
         self._fold = fold
         self._note = note
+        self._aside = aside
         self._output = _output()
         # Not as an argument: given one, a prompt would draw on a dumb terminal as on any other.
         with create_app_session(output=self._output):
@@ -166,7 +169,12 @@ class Editor:
         decoder = getincrementaldecoder("utf-8")("surrogateescape")
         input = self._session.input
         try:
-            with quiet(input.fileno(), lambda data: parser.feed(decoder.decode(data)), brackets):
+            with quiet(
+                input.fileno(),
+                lambda data: parser.feed(decoder.decode(data)),
+                brackets,
+                self._aside,
+            ):
                 yield
         finally:
             parser.flush()

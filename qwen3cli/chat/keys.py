@@ -7,8 +7,8 @@ import select
 import signal
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from threading import RLock, Thread
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from threading import RLock, Thread, get_ident
 
 from qwen3cli.interrupt import watching
 
@@ -17,11 +17,15 @@ _IFLAG, _LFLAG, _CC = 0, 3, 6  # of what tcgetattr returns
 
 @contextmanager
 def quiet(
-    fd: int, take: Callable[[bytes], None], enter: Callable[[bool], None] = lambda _on: None
+    fd: int,
+    take: Callable[[bytes], None],
+    enter: Callable[[bool], None] = lambda _on: None,
+    aside: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[None]:
     """Until it ends, the terminal fd echoes nothing, and what is typed goes to take as it comes,
     in a thread. Ctrl-C and Ctrl-Z are signals as ever. The terminal is as it was at the end,
-    whatever ends it, and while the program is stopped; enter(on) is told of each change."""
+    whatever ends it, and while the program is stopped, which is inside aside; enter(on) is told of
+    each change."""
     before = termios.tcgetattr(fd)
     silent = termios.tcgetattr(fd)
     silent[_LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
@@ -48,7 +52,8 @@ def quiet(
 
     def stop() -> None:
         change(False)
-        os.kill(os.getpid(), signal.SIGSTOP)  # SIGCONT follows
+        with aside():
+            signal.pthread_kill(get_ident(), signal.SIGSTOP)  # at once: SIGCONT follows
 
     ended, end = os.pipe()
 

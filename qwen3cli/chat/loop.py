@@ -106,7 +106,11 @@ def _converse(talk: Talk, *, remember: bool) -> None:
 
     terminal = talk.terminal
     editor = Editor(
-        choices=choices, fold=terminal.toggle_fold, note=terminal.note, remember=remember
+        choices=choices,
+        fold=terminal.toggle_fold,
+        note=terminal.note,
+        aside=terminal.aside,
+        remember=remember,
     )
     terminal.announce_fold_key("Ctrl-T")
     terminal.note(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qwen3cli.engine import Model, Session
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
-from qwen3cli.interrupt import interruptible
+from qwen3cli.interrupt import interruptible, stoppable
 from qwen3cli.library import obtain
 from qwen3cli.options import Options
 from qwen3cli.plan.placement import Placement, place
@@ -100,7 +100,8 @@ def _samples(
             events = conversation.reply(text, settings)
         else:
             events = conversation.regenerate(settings)
-        reply = show(conversation, events, terminal, printer.part)
+        with stoppable(terminal.aside):
+            reply = show(conversation, events, terminal, printer.part)
         there = printer.end(reply, described(reply, settings, session.model))
         code = exit_code(reply)
         if not there and code != INTERRUPTED:
