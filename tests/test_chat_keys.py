@@ -230,7 +230,9 @@ def test_ctrl_t_shows_folded_thoughts(qwen3: Command) -> None:
     terminal = chat(qwen3, "-m", "nano", "--temp", "0", "--thoughts", "fold")
     say(terminal, QUESTION)
     terminal.press("t")
-    terminal.wait_to_see("65 - 5: 5-5=0, 6-0=6, 60")
+    terminal.wait_until_it_shows(  # the prompt, too: a key before it may be lost
+        lambda: "65 - 5: 5-5=0, 6-0=6, 60" in terminal.screen and last_line(terminal) == ">"
+    )
     leave(terminal)
 
 
