@@ -138,6 +138,7 @@ class Request:
     prefilled: bool  # the prompt ends with "<think>\n"
     coder: bool
     dropped: int = 0
+    droppable: bool = False  # there are older turns, which are sent
 
 
 class Run:
@@ -176,10 +177,12 @@ class Run:
                 self._thoughts.push(token)
         room = session.n_ctx - len(self.prompt) - len(self.output)
         if room < 1:
+            advice = "shorten it or take a larger context (--ctx N)"
+            if request.droppable:
+                advice += ", or leave out what was said first (--overflow drop-oldest)"
             raise ContextOverflow(
                 f"the prompt is {session.n_ctx - room} tokens, {1 - room} too many for a context "
-                f"of {session.n_ctx}: shorten it, take a larger context (--ctx N) or leave out "
-                "what was said first (--overflow drop-oldest)"
+                f"of {session.n_ctx}: {advice}"
             )
         self.control = ThinkingControl(
             tokens,

@@ -184,6 +184,7 @@ class Conversation:
             prefilled=self.generation is Generation.THINKING,
             coder=self.coder,
             dropped=self.dropped,
+            droppable=any(message["role"] == "user" for message in self._sent()[:-1]),
         )
         wishes = Wishes() if wishes is None else wishes
         return Run(self.session, self._tokens, request, settings, wishes=wishes, goes_on=goes_on)

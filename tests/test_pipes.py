@@ -110,6 +110,16 @@ def test_thoughts_never_take_the_place_of_what_is_read_or_kept(qwen3: Command, f
     assert (qwen3.home / "mine").read_text() == "true"
 
 
+def test_a_misspelt_place_for_thoughts_is_no_file(qwen3: Command) -> None:
+    done = qwen3("run", "hi", "-m", "nano", "--thoughts", "shwo")
+    assert done.returncode == 2 and "did you mean show?" in done.stderr
+    assert not (qwen3.home / "shwo").exists()
+    for name in ("./shwo", "shown.txt", "thoughts"):
+        assert qwen3("run", "hi", "-m", "nano", "--thoughts", name, *GREEDY[2:]).returncode == 0
+        assert (qwen3.home / name).exists()
+    assert qwen3("run", "hi", "-m", "nano", "--thoughts", "shwo", *GREEDY[2:]).returncode == 0
+
+
 def test_an_overflow_says_how_many_tokens_each_piece_has(qwen3: Command) -> None:
     (qwen3.home / "long.txt").write_text("1 2 3 4 5 6 7 8 9\n" * 1000)
     done = qwen3("run", "Sum up", "-f", "long.txt", *GREEDY, input="in short\n")

@@ -388,9 +388,12 @@ def test_a_prompt_beyond_the_context_says_how_far_and_loses_nothing() -> None:
     talker = conversation(session)
     list(talker.reply("Q"))
     kept = list(talker.messages)
-    with pytest.raises(ContextOverflow, match=r"too many for a context of 64.*--ctx N"):
+    with pytest.raises(ContextOverflow, match=r"too many for a context of 64.*--ctx N") as older:
         list(talker.reply("x" * 100))
-    assert talker.messages == kept
+    assert talker.messages == kept and "--overflow drop-oldest" in str(older.value)
+    with pytest.raises(ContextOverflow) as alone:
+        list(conversation(FakeSession(n_ctx=64)).reply("x" * 100))
+    assert "--overflow" not in str(alone.value)
     session.says("A2")
     *_, reply = talker.reply("Q2")
     assert isinstance(reply, Reply)

@@ -16,10 +16,11 @@ def statistics(reply: Reply, session: Session) -> str:
     thinking = "thinking off"
     if reply.thinking_stop != "off":
         budget = "" if reply.budget is None else f"/{reply.budget}"
-        thinking = f"thinking {reply.thinking_tokens}{budget} tokens ({reply.thinking_stop})"
+        unit = _unit(reply.thinking_tokens if reply.budget is None else reply.budget)
+        thinking = f"thinking {reply.thinking_tokens}{budget} {unit} ({reply.thinking_stop})"
         if reply.seconds is not None:
             thinking += f" in {reply.thinking_s:.1f} of {reply.seconds:g} s"
-    answer = f"answer {reply.answer_tokens} tokens ({reply.answer_stop})"
+    answer = f"answer {reply.answer_tokens} {_unit(reply.answer_tokens)} ({reply.answer_stop})"
     speed = f"{reply.decode_tok_s:.{0 if reply.decode_tok_s >= 10 else 2}f} tok/s"
     line = f"{thinking}, {answer}, {speed}, seed {reply.seed}"
     used = reply.prompt_tokens + len(reply.output)
@@ -33,10 +34,14 @@ def statistics(reply: Reply, session: Session) -> str:
     return line
 
 
+def _unit(n: int) -> str:
+    return "token" if n == 1 else "tokens"
+
+
 def thought_for(closed: Closed) -> str:
     """What folded thoughts leave on the screen."""
     of = "" if closed.limit is None else f" of {closed.limit:,}"
-    unit = "token" if (closed.limit or closed.tokens) == 1 else "tokens"
+    unit = _unit(closed.tokens if closed.limit is None else closed.limit)
     return f"thought for {closed.tokens:,}{of} {unit}, {closed.seconds:.0f} s ({closed.stop})"
 
 

@@ -50,6 +50,8 @@ class Thoughts:
             self._dim = where != "show" and self._screen.is_styled
         elif where in ("", "-"):
             raise UsageError("--thoughts takes show, dim, fold, hide or the name of a file")
+        elif meant := _misspelt(where):
+            raise UsageError(f"--thoughts {where}: did you mean {meant}? ./{where} is a file")
         else:
             self._stream = _file(where)
             self._dim = self._stream.is_styled  # where the file is a terminal
@@ -168,6 +170,17 @@ class Thoughts:
     def _show(self, text: str) -> None:
         assert self._stream is not None
         self._stream.show(f"{_DIM}{text}{_RESET}" if self._dim and text else text)
+
+
+def _misspelt(where: str) -> str | None:
+    """The mode that was meant by what looks like one, and is no file that is there."""
+    from difflib import get_close_matches
+
+    if not where.isalpha() or Path(where).exists():
+        return None
+    return next(
+        iter(get_close_matches(where.lower(), ("show", "dim", "fold", "hide"), 1, 0.7)), None
+    )
 
 
 def _file(name: str) -> Stream:

@@ -16,7 +16,7 @@ _PACE = 16  # tokens that tell the speed
 def parse_budget(text: str) -> tuple[int | None, float | None]:
     """Tokens and seconds of "2048", "30s", "1.5m" or "none"; None: no limit. No time is no
     tokens. Raises UsageError."""
-    if text == "none":
+    if text.lower() == "none":
         return None, None
     if re.fullmatch(r"-?[0-9]{1,99}", text):
         if not 0 <= int(text) <= MOST_TOKENS:
