@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 from commandline import ANSWERED, ENDLESS, QUESTION, Command, TerminalCommand, chat, leave, say
@@ -203,11 +204,15 @@ def test_a_signal_while_it_answers_leaves_a_sane_terminal(qwen3: Command, number
         assert terminal.raw.count("\x1b[?2004h") == terminal.raw.count("\x1b[?2004l")
 
 
-def test_sigterm_at_the_prompt_leaves_a_sane_terminal(qwen3: Command) -> None:
-    terminal = chat(qwen3, *GREEDY)
+@pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01, 0.1])
+def test_sigterm_at_the_prompt_leaves_a_sane_terminal(qwen3: Command, delay: float) -> None:
+    """Also while the line editor is still getting ready."""
+    terminal = qwen3.terminal("chat", *GREEDY, columns=80)
+    terminal.wait_for(r"\?2004h")
+    time.sleep(delay)
     terminal.signal(signal.SIGTERM)
     assert terminal.killed_by() == signal.SIGTERM
-    assert terminal.echoes
+    assert terminal.echoes and "Exception" not in terminal.raw
 
 
 def test_ctrl_z_while_it_answers_gives_the_terminal_back_and_takes_it_again(qwen3: Command) -> None:

@@ -30,7 +30,7 @@ PATIENCE = 4000  # looks, one in 10 ms: no clock, for a machine may stand still
 HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 TSTP, CONT = signal.SIGTSTP, signal.SIGCONT
 _TURNS = re.compile(r"(\d+) turns?, ")
-_STATISTICS = re.compile(r"thinking .*?\((\w+)\), answer (\d+) tokens \((\w+)\)")
+_STATISTICS = re.compile(r"thinking .*?\((\w+)\), answer (\d+) tokens? \((\w+)\)")
 
 # The command, which leaves a file where its own code begins: signals before that are Python's.
 BEGIN = """

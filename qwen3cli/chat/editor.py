@@ -34,7 +34,7 @@ from qwen3cli.chat.completion import Choice
 from qwen3cli.chat.keys import quiet
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.folders import xdg
-from qwen3cli.interrupt import uninterrupted
+from qwen3cli.interrupt import TERMINATING, Terminated, uninterrupted
 
 _EDITORS = ("editor", "nano", "vi")  # where neither $VISUAL nor $EDITOR is set
 
@@ -88,11 +88,13 @@ class Editor:
         def begin() -> None:
             nonlocal late
             late = False
+            if ending():
+                self._drop_soon()
 
         # Around the prompt, which has a handler of its own: asyncio is not to be torn open.
         handler = signal.signal(signal.SIGINT, interrupt)
         try:
-            with self._stoppable():
+            with self._terminable() as ending, self._stoppable():
                 line = self._session.prompt(default=prefill, pre_run=begin)
         except _Dropped:
             return ""
@@ -101,6 +103,37 @@ class Editor:
         finally:
             signal.signal(signal.SIGINT, handler)
         return "" if late else line
+
+    def _drop_soon(self) -> None:
+        if loop := self._session.app.loop:
+            loop.call_soon_threadsafe(self._drop)
+
+    def _drop(self) -> None:
+        future = self._session.app.future
+        if future is not None and not future.done():
+            self._session.app.exit(exception=_Dropped(), style="class:aborting")
+
+    @contextmanager
+    def _terminable(self) -> Iterator[Callable[[], int]]:
+        """SIGTERM and SIGHUP end the prompt, and what they end comes behind it: an exception out of
+        a handler would end whichever task of the event loop it hits. Yields what tells whether one
+        has come: which, or 0."""
+        came = 0
+
+        def handle(number: int, _frame: object) -> None:
+            nonlocal came
+            came = number
+            self._drop_soon()
+
+        handled = [number for number in TERMINATING if callable(signal.getsignal(number))]
+        handlers = {number: signal.signal(number, handle) for number in handled}
+        try:
+            yield lambda: came
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if came:
+                raise Terminated(128 + came)
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -215,10 +248,8 @@ class Editor:
             run_in_terminal(edit)
 
         @keys.add("<sigint>")
-        def _(event: KeyPressEvent) -> None:
-            future = event.app.future
-            if future is not None and not future.done():  # a second one finds nothing to drop
-                event.app.exit(exception=_Dropped(), style="class:aborting")
+        def _(_event: KeyPressEvent) -> None:
+            self._drop()  # a second one finds nothing to drop
 
         @keys.add("c-t")
         def _(_event: KeyPressEvent) -> None:
