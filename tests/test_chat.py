@@ -40,7 +40,7 @@ def test_a_budget_is_exact_in_chat(qwen3: Command) -> None:
     assert last == [
         f"{natural} tokens (natural)",
         "off",
-        "1/1 tokens (budget)",
+        "1/1 token (budget)",
         "16/16 tokens (budget)",
         f"{natural}/4000 tokens (natural)",
     ]

@@ -124,7 +124,8 @@ def test_a_budget_is_exact(qwen3: Command, natural: int, budget: int, stop: str)
 
     terminal = qwen3.terminal("run", QUESTION, *GREEDY, "--budget", str(budget))
     assert terminal.finish() == 0
-    used = f"{min(budget, natural)}/{budget} tokens ({stop})"
+    unit = "token" if budget == 1 else "tokens"
+    used = f"{min(budget, natural)}/{budget} {unit} ({stop})"
     assert f"thinking {used if budget else 'off'}, answer " in terminal.text
 
 

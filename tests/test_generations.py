@@ -56,7 +56,8 @@ def natural(qwen3: Command, models: dict[str, Path]) -> int:
 
 
 def statistics(used: int, budget: int, stop: str) -> str:
-    return f"thinking {used}/{budget} tokens ({stop}), answer "
+    unit = "token" if budget == 1 else "tokens"
+    return f"thinking {used}/{budget} {unit} ({stop}), answer "
 
 
 @pytest.mark.parametrize(
