@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := $(wildcard native/*.c native/*.h native/*.cpp native/cpu/*.c native/cpu/*.h native/encode/*.c native/encode/*.h templates/*.jinja)
+NATIVE := $(wildcard native/*.c native/*.h native/*.cpp native/gpu/*.* native/gpu/kernels/*.h native/cpu/*.c native/cpu/*.h native/encode/*.c native/encode/*.h templates/*.jinja)
 PACKAGES := $(wildcard qwen3cli/*/__init__.py)  # the installation knows where each one is
 
 .PHONY: all run test check format sanitize kernels fuzz arm clean

@@ -8,8 +8,10 @@
 #ifndef QWEN3_BLOCKS_H
 #define QWEN3_BLOCKS_H
 
+#if !defined(__METAL_VERSION__) /* which has both */
 #include <assert.h>
 #include <stdint.h>
+#endif
 
 enum { /* ggml type numbers */
     TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q5_0 = 6, TYPE_Q5_1 = 7,

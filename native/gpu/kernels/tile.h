@@ -1,0 +1,276 @@
+/* tile.h - the matrix unit: 16 rows times 8 columns, over eight words of each.
+ *
+ * A word holds four int8 or two f16. Rows and columns lie in shared memory alike, TILE_STRIDE
+ * words apart, and a lane has four of the products:
+ *
+ *   v[0], v[1]   row tile_row(lane), columns tile_column(lane) and the next
+ *   v[2], v[3]   eight rows below
+ *
+ * Words of rows and columns are multiplied in pairs, so that any order of the values in them will
+ * do that is the same in both.
+ */
+#ifndef QWEN3_GPU_TILE_H
+#define QWEN3_GPU_TILE_H
+
+#include "../dialect.h"
+
+/* TILE_STRIDE: the eight rows that are read at a time begin four banks apart. */
+enum { TILE_ROWS = 16, TILE_COLUMNS = 8, TILE_WORDS = 8, TILE_STRIDE = 20 };
+
+/* What a lane holds of the operands: v[i] is of row tile_row(lane) + i % 2 * 8 and of the part
+ * i / 2 of its words; v[i] of a column is of the part i. */
+struct tile_rows {
+    int v[4];
+};
+struct tile_columns {
+    int v[2];
+};
+
+/* The dots of int8 come as TILE_START + dot, which to_scaled takes off again. */
+#if defined(__METAL_VERSION__)
+#define TILE_START 0.0f
+#else
+#define TILE_START 12582912.0f /* 1.5 * 2^23: an int added to its bits is added to the float */
+#endif
+
+/* dot * scale, rounded once: start is -TILE_START * scale, and exact where the scale has at most
+ * 22 bits, as f16 times a few bits has. */
+DEVICE float to_scaled(float v, float scale, float start) { return fma(v, scale, start); }
+
+#if defined(__METAL_VERSION__)
+
+/* Elements of an 8 x 8 matrix lie in lanes by their quadrants. */
+DEVICE int tile_row(int lane) { return lane / 16 * 4 + lane / 2 % 4; }
+DEVICE int tile_column(int lane) { return lane / 8 % 2 * 4 + lane % 2 * 2; }
+
+#else
+
+DEVICE int tile_row(int lane) { return lane / 4; }
+DEVICE int tile_column(int lane) { return lane % 4 * 2; }
+
+#endif
+
+/* ---- operands ------------------------------------------------------------------------- */
+
+#if defined(__CUDACC__)
+
+DEVICE tile_rows tile_load_rows(SHARED const int *rows, int lane) {
+    tile_rows w;
+    uint from = (uint)__cvta_generic_to_shared(rows + lane % 16 * TILE_STRIDE + lane / 16 * 4);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.v[0]), "=r"(w.v[1]), "=r"(w.v[2]), "=r"(w.v[3])
+                 : "r"(from)
+                 : "memory");
+    return w;
+}
+
+DEVICE tile_columns tile_load_columns(SHARED const int *columns, int lane, bool) {
+    tile_columns x;
+    uint from = (uint)__cvta_generic_to_shared(columns + lane % 8 * TILE_STRIDE + lane / 8 % 2 * 4);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(x.v[0]), "=r"(x.v[1])
+                 : "r"(from)
+                 : "memory");
+    return x;
+}
+
+#else
+
+DEVICE tile_rows tile_load_rows(SHARED const int *rows, int lane) {
+    tile_rows w;
+    SHARED const int *from = rows + tile_row(lane) * TILE_STRIDE + tile_column(lane) / 2;
+    for (int i = 0; i < 4; i++) w.v[i] = from[i % 2 * 8 * TILE_STRIDE + i / 2 * 4];
+    return w;
+}
+
+#if defined(__METAL_VERSION__)
+
+/* Columns are a matrix of values by columns, of which a lane holds one row of two columns: of
+ * the words of both, the value that is tile_row in the order of tile_load_rows. */
+DEVICE tile_columns tile_load_columns(SHARED const int *columns, int lane, bool int8) {
+    tile_columns x;
+    int row = tile_row(lane), odd = row % 2;
+    SHARED const int *from = columns + tile_column(lane) * TILE_STRIDE + row / 2;
+    for (int i = 0; i < 2; i++) {
+        int a = from[i * 4], b = from[i * 4 + TILE_STRIDE];
+        if (int8) {
+            char4 p = as_type<char4>(a), q = as_type<char4>(b);
+            x.v[i] = as_type<int>(odd ? char4(p.y, q.y, p.w, q.w) : char4(p.x, q.x, p.z, q.z));
+        } else {
+            ushort2 p = as_type<ushort2>(a), q = as_type<ushort2>(b);
+            x.v[i] = as_type<int>(odd ? ushort2(p.y, q.y) : ushort2(p.x, q.x));
+        }
+    }
+    return x;
+}
+
+#else
+
+DEVICE tile_columns tile_load_columns(SHARED const int *columns, int lane, bool) {
+    tile_columns x;
+    SHARED const int *from = columns + lane / 4 * TILE_STRIDE + lane % 4;
+    for (int i = 0; i < 2; i++) x.v[i] = from[i * 4];
+    return x;
+}
+
+#endif
+#endif
+
+/* ---- products ------------------------------------------------------------------------- */
+
+#if defined(__CUDACC__)
+
+/* v = TILE_START + the dots of part of the words, 16 int8. */
+DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x, int part) {
+    int c[4], start = __float_as_int(TILE_START);
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+                 : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+                 : "r"(w.v[2 * part]), "r"(w.v[2 * part + 1]), "r"(x.v[part]), "r"(start));
+#else
+    UNROLL
+    for (int i = 0; i < 2; i++)
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 "
+                     "{%0, %1}, {%2}, {%3}, {%4, %4};"
+                     : "=r"(c[2 * i]), "=r"(c[2 * i + 1])
+                     : "r"(w.v[2 * part + i]), "r"(x.v[part]), "r"(start));
+#endif
+    for (int i = 0; i < 4; i++) v[i] = __int_as_float(c[i]);
+}
+
+/* The same of all words, 32 int8. */
+DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    int c[4], start = __float_as_int(TILE_START);
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+                 : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+                 : "r"(w.v[0]), "r"(w.v[1]), "r"(w.v[2]), "r"(w.v[3]), "r"(x.v[0]), "r"(x.v[1]),
+                   "r"(start));
+#else
+    UNROLL
+    for (int i = 0; i < 2; i++)
+        asm volatile("{ .reg .s32 p, q;\n"
+                     "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 "
+                     "{p, q}, {%2}, {%3}, {%6, %6};\n"
+                     "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 "
+                     "{%0, %1}, {%4}, {%5}, {p, q}; }"
+                     : "=r"(c[2 * i]), "=r"(c[2 * i + 1])
+                     : "r"(w.v[i]), "r"(x.v[0]), "r"(w.v[2 + i]), "r"(x.v[1]), "r"(start));
+#endif
+    for (int i = 0; i < 4; i++) v[i] = __int_as_float(c[i]);
+}
+
+/* v = the dots of 16 f16. */
+DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    for (int i = 0; i < 4; i++) v[i] = 0;
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(v[0]), "+f"(v[1]), "+f"(v[2]), "+f"(v[3])
+                 : "r"(w.v[0]), "r"(w.v[1]), "r"(w.v[2]), "r"(w.v[3]), "r"(x.v[0]), "r"(x.v[1]));
+#else
+    UNROLL
+    for (int part = 0; part < 2; part++)
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                     "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                     : "+f"(v[0]), "+f"(v[1]), "+f"(v[2]), "+f"(v[3])
+                     : "r"(w.v[2 * part]), "r"(w.v[2 * part + 1]), "r"(x.v[part]));
+#endif
+}
+
+#elif defined(__METAL_VERSION__)
+
+/* Matrices of halves, in which int8 are exact, summed in float, in which sums of 32 products
+ * are. Of a word's four int8 the first two belong to one matrix, the others to the next. */
+DEVICE void tile_add(LOCAL simdgroup_float8x8 (&sum)[2], half2 w0, half2 w1, half2 x) {
+    simdgroup_half8x8 a, b;
+    b.thread_elements()[0] = x.x;
+    b.thread_elements()[1] = x.y;
+    for (int i = 0; i < 2; i++) {
+        a.thread_elements()[0] = i ? w1.x : w0.x;
+        a.thread_elements()[1] = i ? w1.y : w0.y;
+        simdgroup_multiply_accumulate(sum[i], a, b, sum[i]);
+    }
+}
+
+DEVICE void tile_take(LOCAL float (&v)[4], LOCAL simdgroup_float8x8 (&sum)[2]) {
+    for (int i = 0; i < 4; i++) v[i] = sum[i / 2].thread_elements()[i % 2];
+}
+
+DEVICE void tile_half_int8(LOCAL simdgroup_float8x8 (&sum)[2], tile_rows w, tile_columns x,
+                           int half_) {
+    char4 w0 = as_type<char4>(w.v[2 * half_]), w1 = as_type<char4>(w.v[2 * half_ + 1]);
+    char4 c = as_type<char4>(x.v[half_]);
+    tile_add(sum, half2(w0.xy), half2(w1.xy), half2(c.xy));
+    tile_add(sum, half2(w0.zw), half2(w1.zw), half2(c.zw));
+}
+
+/* v = TILE_START + the dots of 32 int8. */
+DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    simdgroup_float8x8 sum[2] = {simdgroup_float8x8(0), simdgroup_float8x8(0)};
+    tile_half_int8(sum, w, x, 0);
+    tile_half_int8(sum, w, x, 1);
+    tile_take(v, sum);
+}
+
+/* The same of one part: 16 int8. */
+DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x, int half_) {
+    simdgroup_float8x8 sum[2] = {simdgroup_float8x8(0), simdgroup_float8x8(0)};
+    tile_half_int8(sum, w, x, half_);
+    tile_take(v, sum);
+}
+
+/* v = the dots of 16 f16. */
+DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    simdgroup_float8x8 sum[2] = {simdgroup_float8x8(0), simdgroup_float8x8(0)};
+    for (int i = 0; i < 2; i++)
+        tile_add(sum, as_type<half2>(w.v[2 * i]), as_type<half2>(w.v[2 * i + 1]),
+                 as_type<half2>(x.v[i]));
+    tile_take(v, sum);
+}
+
+#else
+
+/* The sum of the products of a word of w and one of x, in float: int8 exactly. */
+DEVICE float word_int8(int w, int x) { return (float)dot4(w, x, 0); }
+DEVICE float word_f16(int w, int x) {
+    float low = to_float(bits_to_f16((ushort)w)) * to_float(bits_to_f16((ushort)x));
+    return fma(to_float(bits_to_f16((ushort)(w >> 16))),
+               to_float(bits_to_f16((ushort)(x >> 16))), low);
+}
+
+/* v += the products of halves [first, last): what lanes hold, laid out as CUDA documents it. */
+template <float word(int, int)>
+DEVICE void tile_words(LOCAL float (&v)[4], tile_rows w, tile_columns x, int first, int last) {
+    int own[6] = {w.v[0], w.v[1], w.v[2], w.v[3], x.v[0], x.v[1]};
+    const int(*all)[6] = emulated::exchange6(own, __builtin_LINE());
+    int lane = emulated::lane();
+    for (int part = first; part < last; part++)
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++)
+                v[i] += word(all[lane / 4 * 4 + j][2 * part + i / 2],
+                             all[(lane % 4 * 2 + i % 2) * 4 + j][4 + part]);
+}
+
+/* v = TILE_START + the dots of 32 int8. */
+DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    for (int i = 0; i < 4; i++) v[i] = TILE_START;
+    tile_words<word_int8>(v, w, x, 0, 2);
+}
+
+/* The same of one part: 16 int8. */
+DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x, int part) {
+    for (int i = 0; i < 4; i++) v[i] = TILE_START;
+    tile_words<word_int8>(v, w, x, part, part + 1);
+}
+
+/* v = the dots of 16 f16. */
+DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    for (int i = 0; i < 4; i++) v[i] = 0;
+    tile_words<word_f16>(v, w, x, 0, 2);
+}
+
+#endif
+#endif
