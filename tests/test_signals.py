@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pyte
 import pytest
 from commandline import ENDLESS, QUESTION, Command, TerminalCommand, environment
@@ -87,8 +88,10 @@ class Job(TerminalCommand):
                 text = self._process.read_nonblocking(65536, 0)
                 self.raw += text
                 self._stream.feed(text)
-        except Exception as end:
-            return "EOF" not in type(end).__name__
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
 
     def until(self, condition: Callable[[], bool]) -> None:
         for _ in range(PATIENCE):
@@ -141,7 +144,9 @@ class Job(TerminalCommand):
                 break
             time.sleep(0.01)
         else:
-            pytest.fail(f"it does not end: {self.raw[-500:]!r}")
+            status = Path(f"/proc/{self.pid}/status")
+            state = status.read_text()[:60] if status.exists() else "gone"
+            pytest.fail(f"it does not end: {state!r} {self.raw[-500:]!r}")
         attributes = termios.tcgetattr(self._fd)
         self._process.wait()
         self._process.close()
