@@ -1,7 +1,8 @@
 # make run    builds everything and answers a question with visible thinking
 # make test   builds everything and runs the tests
 # make check  lint and types;  make sanitize  the native tests under ASan and UBSan, then TSan
-# make kernels  10,000 random cases of every operation and backend, against scalar
+# make kernels  10,000 random cases of every operation and backend, against scalar; nano on an
+#               emulated GPU
 # make fuzz   the GGUF reader under libFuzzer (clang);  make arm  the ARM kernels under qemu
 PYTHON ?= python3
 VENV := .venv
@@ -49,8 +50,9 @@ sanitize: $(BIN)/python
 
 kernels: $(BIN)/python
 	$(NATIVE_BUILD) -B build/plain -DQWEN3_TESTS=ON
-	$(BIN)/cmake --build build/plain -j2 --target test_kernels
+	$(BIN)/cmake --build build/plain -j2 --target test_kernels test_gpu_forward
 	build/plain/tests/native/test_kernels 10000
+	build/plain/tests/native/test_gpu_forward
 
 fuzz: $(BIN)/python
 	$(NATIVE_BUILD) -B build/fuzz -DCMAKE_C_COMPILER=clang -DQWEN3_FUZZ=ON \

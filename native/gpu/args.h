@@ -148,6 +148,7 @@ typedef struct {
     GLOBAL const float *x;       /* [tokens][n_used][n] */
     GLOBAL const int *experts;   /* [tokens][n_used], different ones of a token; < 0: left out */
     GLOBAL const float *weights; /* likewise */
+    GLOBAL const int *position;  /* likewise: an entry's row of x; NULL: in this order */
     GLOBAL float *y;             /* [tokens][n] */
     int n, n_used;
 } add_experts_args;
@@ -185,6 +186,7 @@ typedef struct {
 /* Decoding cuts the positions of a token into parts: as many rounds of ATTEND_ROUND for each as
  * make at most ATTEND_PARTS of them. The rule sees nothing but the token's position. */
 enum { ATTEND_PARTS = 64, ATTEND_ROUND = 128, ATTEND_HEAD_DIM = 128 /* at most */ };
+
 /* Products of a matrix with many columns: y[c][r] = W[r] . x[c]; or, with a second matrix, up,
  * y = silu(W x) * (up x). Of several experts each has a z of the grid, and its own columns: the
  * entries [start[e], start[e + 1]). */

@@ -237,7 +237,8 @@ KERNEL(add_experts, add_experts_args) {
         if (slot < 0) break;
         last = experts[slot];
         size_t entry = (size_t)at.y * (size_t)a.n_used + (size_t)slot;
-        y += a.weights[entry] * a.x[entry * (size_t)a.n + (size_t)i];
+        size_t row = a.position ? (size_t)a.position[entry] : entry;
+        y += a.weights[entry] * a.x[row * (size_t)a.n + (size_t)i];
     }
     a.y[(size_t)at.y * (size_t)a.n + (size_t)i] = y;
 }

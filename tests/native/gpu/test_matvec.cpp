@@ -282,7 +282,7 @@ static void test_experts(Random *r, uint32_t type) {
     Array<int> dexperts(device, experts);
     Array<float> dweights(device, weights), dsum(device, sum);
     device.run(KERNEL_add_experts, {(n_out + 31) / 32, TOKENS, 1, 32, 0},
-               add_experts_args{y, dexperts, dweights, dsum, n_out, USED});
+               add_experts_args{y, dexperts, dweights, nullptr, dsum, n_out, USED});
     for (int expert = 0; expert < EXPERTS; expert++)
         for (size_t e = 0; e < ENTRIES; e++)
             if (experts[e] == expert)

@@ -1,0 +1,157 @@
+/* resident.c - see resident.h. */
+#include "resident.h"
+
+#include <stdlib.h>
+
+#include "error.h"
+
+/* Uploads one after the other; after an error nothing more is done. */
+typedef struct {
+    resident_model *m;
+    qwen3_status status;
+    qwen3_error *err;
+} uploader;
+
+static void *take(uploader *u, size_t bytes) {
+    resident_model *m = u->m;
+    if (u->status != QWEN3_OK) return NULL;
+    void **more = realloc(m->allocations, ((size_t)m->n_allocations + 1) * sizeof *more);
+    if (!more) {
+        u->status = fail(u->err, QWEN3_ERR_MEMORY, "out of memory");
+        return NULL;
+    }
+    m->allocations = more;
+    void *to = m->api->alloc(m->device, bytes, u->err);
+    if (!to) u->status = u->err->status;
+    else m->allocations[m->n_allocations++] = to;
+    return to;
+}
+
+static void put(uploader *u, void *to, const void *from, size_t bytes) {
+    if (u->status == QWEN3_OK)
+        u->status = u->m->api->upload(u->m->device, GPU_COPY, to, from, bytes, u->err);
+}
+
+static void *copy(uploader *u, const void *from, size_t bytes) {
+    void *to = take(u, bytes);
+    put(u, to, from, bytes);
+    return to;
+}
+
+static size_t matrix_bytes(const weight *w) { return (size_t)w->n_out * w->row_bytes; }
+
+static weight copy_weight(uploader *u, const weight *w) {
+    weight there = *w;
+    there.data = copy(u, w->data, matrix_bytes(w));
+    return there;
+}
+
+static float *copy_floats(uploader *u, const float *x, int n) {
+    return copy(u, x, (size_t)n * sizeof *x);
+}
+
+static gpu_bank copy_experts(uploader *u, const layer *l, int n_experts) {
+    const weight *part[N_PARTS] = {&l->gate, &l->up, &l->down};
+    gpu_bank bank = {0};
+    for (int p = 0; p < N_PARTS; p++) {
+        bank.offset[p] = bank.slot_bytes;
+        bank.slot_bytes += (matrix_bytes(part[p]) + 255) & ~(size_t)255;
+    }
+    size_t n = (size_t)n_experts;
+    bank.slots = take(u, n * bank.slot_bytes);
+    uint8_t **matrices = malloc(N_PARTS * n * sizeof *matrices);
+    if (!matrices && u->status == QWEN3_OK)
+        u->status = fail(u->err, QWEN3_ERR_MEMORY, "out of memory");
+    for (size_t p = 0; p < N_PARTS && u->status == QWEN3_OK; p++)
+        for (size_t e = 0; e < n; e++) {
+            matrices[p * n + e] = bank.slots + e * bank.slot_bytes + bank.offset[p];
+            put(u, matrices[p * n + e], part[p]->data + e * matrix_bytes(part[p]),
+                matrix_bytes(part[p]));
+        }
+    bank.matrices = copy(u, matrices, N_PARTS * n * sizeof *matrices);
+    if (u->status == QWEN3_OK) /* before its memory goes */
+        u->status = u->m->api->sync(u->m->device, GPU_COPY, u->err);
+    free(matrices);
+    return bank;
+}
+
+static void copy_layer(uploader *u, int i) {
+    resident_model *m = u->m;
+    const qwen3_config *c = &m->host->config;
+    const layer *from = &m->host->layers[i];
+    layer *to = &m->layers[i];
+    to->attn_norm = copy_floats(u, from->attn_norm, c->n_embd);
+    to->ffn_norm = copy_floats(u, from->ffn_norm, c->n_embd);
+    to->q_norm = copy_floats(u, from->q_norm, c->head_dim);
+    to->k_norm = copy_floats(u, from->k_norm, c->head_dim);
+    to->q = copy_weight(u, &from->q);
+    to->k = copy_weight(u, &from->k);
+    to->v = copy_weight(u, &from->v);
+    to->o = copy_weight(u, &from->o);
+    if (!c->n_experts) {
+        to->gate = copy_weight(u, &from->gate);
+        to->up = copy_weight(u, &from->up);
+        to->down = copy_weight(u, &from->down);
+        return;
+    }
+    to->gate = from->gate; /* their shapes */
+    to->up = from->up;
+    to->down = from->down;
+    to->router = copy_weight(u, &from->router);
+    m->banks[i] = copy_experts(u, from, c->n_experts);
+}
+
+/* What the kernels take: see args.h. */
+static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
+    const qwen3_config *c = &m->config;
+    if (m->offload.experts)
+        return fail(err, QWEN3_ERR_UNSUPPORTED,
+                    "the experts of this model are not all in memory, as a GPU needs them");
+    if (c->head_dim % 32 || c->head_dim > ATTEND_HEAD_DIM)
+        return fail(err, QWEN3_ERR_UNSUPPORTED,
+                    "heads of %d: a GPU takes multiples of 32 up to %d", c->head_dim,
+                    ATTEND_HEAD_DIM);
+    if (c->n_embd % 32 || c->n_ff % 32 || c->n_ff_expert % 32)
+        return fail(err, QWEN3_ERR_UNSUPPORTED, "rows of %d and %d: a GPU takes multiples of 32",
+                    c->n_embd, c->n_experts ? c->n_ff_expert : c->n_ff);
+    if (c->n_experts > EXPERTS_MOST)
+        return fail(err, QWEN3_ERR_UNSUPPORTED, "%d experts: a GPU takes up to %d", c->n_experts,
+                    EXPERTS_MOST);
+    for (int i = 0; i < c->n_layers; i++)
+        if (m->layers[i].gate.type != m->layers[i].up.type)
+            return fail(err, QWEN3_ERR_UNSUPPORTED,
+                        "layer %d: gate and up differ in type, which a GPU does not take", i);
+    return QWEN3_OK;
+}
+
+qwen3_status resident_open(resident_model *m, const gpu_api *api, gpu *device,
+                           const qwen3_model *host, qwen3_error *err) {
+    const qwen3_config *c = &host->config;
+    *m = (resident_model){.api = api, .device = device, .host = host};
+    uploader u = {m, check(host, err), err};
+    if (u.status == QWEN3_OK) {
+        m->layers = calloc((size_t)c->n_layers, sizeof *m->layers);
+        m->banks = calloc((size_t)c->n_layers, sizeof *m->banks);
+        if (!m->layers || !m->banks) u.status = fail(err, QWEN3_ERR_MEMORY, "out of memory");
+    }
+    int32_t own[EXPERTS_MOST];
+    for (int e = 0; e < EXPERTS_MOST; e++) own[e] = e;
+    m->slot_of = copy(&u, own, sizeof own);
+    m->rope_freq = copy_floats(&u, host->rope_freq, c->head_dim / 2);
+    m->output_norm = copy_floats(&u, host->output_norm, c->n_embd);
+    m->embedding = copy_weight(&u, &host->embedding);
+    m->output = host->output.data == host->embedding.data ? m->embedding
+                                                          : copy_weight(&u, &host->output);
+    for (int i = 0; i < c->n_layers && u.status == QWEN3_OK; i++) copy_layer(&u, i);
+    if (u.status == QWEN3_OK) u.status = api->sync(device, GPU_COPY, err);
+    if (u.status != QWEN3_OK) resident_close(m);
+    return u.status;
+}
+
+void resident_close(resident_model *m) {
+    for (int i = 0; i < m->n_allocations; i++) m->api->release(m->device, m->allocations[i]);
+    free(m->allocations);
+    free(m->layers);
+    free(m->banks);
+    *m = (resident_model){0};
+}

@@ -1,0 +1,37 @@
+/* resident.h - a model whose weights lie in a device's memory, all of them. */
+#ifndef QWEN3_GPU_RESIDENT_H
+#define QWEN3_GPU_RESIDENT_H
+
+#include "gpu.h"
+#include "model.h"
+
+enum { PART_GATE, PART_UP, PART_DOWN, N_PARTS };
+
+/* The experts of a layer: one after the other, each with its matrices gate, up and down. */
+typedef struct {
+    uint8_t *slots;
+    size_t slot_bytes, offset[N_PARTS];
+    uint8_t **matrices; /* [N_PARTS][n_experts], on the device as all of this */
+} gpu_bank;
+
+typedef struct {
+    const gpu_api *api;
+    gpu *device;
+    const qwen3_model *host;
+    weight embedding, output; /* with data on the device, as in layers */
+    layer *layers;            /* of a mixture without gate, up and down */
+    gpu_bank *banks;       /* [n_layers] of a mixture */
+    int32_t *slot_of;         /* [n_experts]: each expert is in the slot of its number */
+    float *output_norm, *rope_freq;
+    void **allocations; /* of the device's memory */
+    int n_allocations;
+} resident_model;
+
+/* Copies the weights of a model that stays open to a device that does, too; the file's experts are
+ * read from its mapping. Fails with QWEN3_ERR_MEMORY where the device has too little, and with
+ * QWEN3_ERR_UNSUPPORTED for a shape that the kernels do not take. */
+qwen3_status resident_open(resident_model *, const gpu_api *, gpu *, const qwen3_model *,
+                           qwen3_error *err);
+void resident_close(resident_model *);
+
+#endif
