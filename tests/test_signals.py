@@ -328,7 +328,8 @@ def test_a_chat_whose_terminal_is_gone(qwen3: Command) -> None:
     chat.answer(thinking=False)
     chat.ask("hello /no_think")
     chat.sleep(0.1)
-    os.close(chat._fd)
+    # Not by its number, which would be closed again, as another's, with the object.
+    chat._process.ptyproc.fileobj.close()
     for _ in range(PATIENCE):
         if not Path(f"/proc/{chat.pid}").exists():
             break
