@@ -21,7 +21,14 @@ from typing import Any
 import pexpect
 import pyte
 import pytest
-from commandline import ENDLESS, QUESTION, Command, TerminalCommand, environment
+from commandline import (
+    ENDLESS,
+    QUESTION,
+    THINKING,
+    Command,
+    TerminalCommand,
+    environment,
+)
 
 from qwen3cli.chat import transcripts
 
@@ -346,7 +353,7 @@ def test_a_chat_whose_terminal_is_gone(qwen3: Command) -> None:
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_the_panel_is_off_the_screen_while_it_is_stopped(command: str, qwen3: Command) -> None:
     prompt = ["hello"] if command == "run" else []
-    job = Job(qwen3, command, *prompt, *MUSING, "--threads", "1")
+    job = Job(qwen3, command, *prompt, *THINKING, "--threads", "1")
     if command == "chat":
         job.until(lambda: job.reads_lines)
         job.type("hello\r")
