@@ -22,7 +22,7 @@ static char root[4096];
 
 static void new_machine(void) {
     const char *base = getenv("TMPDIR");
-    snprintf(root, sizeof root, "%s/qwen3-machine-XXXXXX", base ? base : "/tmp");
+    snprintf(root, sizeof root, "%s/qwen3-machine-XXXXXX", base ? base : P_tmpdir);
     if (!mkdtemp(root)) exit(1);
 }
 
