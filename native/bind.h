@@ -23,7 +23,8 @@ void bind_errors(nb::module_ &);
 void bind_files(nb::module_ &);     // files, rows of their tensors, codecs
 void bind_tokenizer(nb::module_ &);
 void bind_grammar(nb::module_ &);   // grammars and matchers
-void bind_models(nb::module_ &);    // models, sessions, importances, probes
+void bind_models(nb::module_ &);    // models, sessions, importances
+void bind_machine(nb::module_ &);   // instruction sets, GPUs, probes
 
 // Throws err as a NativeError: (status, text).
 [[noreturn]] void raise(const qwen3_error &err);
@@ -36,9 +37,10 @@ string path_of(const nb::bytes &);
 nb::dict metadata(const qwen3_file *, int64_t max_items);
 // A new qwen3_native.Tokenizer.
 nb::object new_tokenizer(const qwen3_file *);
-// What a qwen3_native.Tokenizer, a qwen3_native.Matcher hold; a cast error for anything else.
+// What a qwen3_native.Tokenizer, .Matcher or .Model holds; a cast error for anything else.
 const qwen3_tokenizer *tokenizer_of(nb::handle);
 qwen3_matcher *matcher_of(nb::handle);
+qwen3_model *model_of(nb::handle);
 
 // Arrays that Python owns.
 using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;

@@ -6,6 +6,7 @@
 #include <list>
 
 #include "bind.h"
+#include "device.h"
 #include "importance.h"
 #include "larger.h"
 #include "probe.h"
@@ -68,6 +69,31 @@ struct Model {
         d["bytes_read"] = s.bytes_read;
         d["stall_s"] = s.stall_s;
         d["direct"] = s.direct;
+        return d;
+    }
+    void use_gpu(int device, int layers, uint64_t expert_bytes) {
+        qwen3_gpu_share share = {device, layers, expert_bytes};
+        qwen3_error err;
+        qwen3_status status;
+        {
+            nb::gil_scoped_release release;
+            status = qwen3_model_use_gpu(model, &share, &err);
+        }
+        if (status != QWEN3_OK) raise(err);
+    }
+    nb::dict gpu_stats() const {
+        qwen3_gpu_stats s = qwen3_model_gpu_stats(model);
+        nb::dict d;
+        d["n_layers"] = s.n_layers;
+        d["bytes"] = s.bytes;
+        d["expert_bytes"] = s.expert_bytes;
+        d["n_slots"] = s.n_slots;
+        d["hits"] = s.hits;
+        d["misses"] = s.misses;
+        d["copied"] = s.copied;
+        d["computed"] = s.computed;
+        d["bytes_copied"] = s.bytes_copied;
+        d["stall_s"] = s.stall_s;
         return d;
     }
 };
@@ -293,26 +319,9 @@ void extend_together(const std::vector<Session *> &sessions, const std::vector<i
     if (status != QWEN3_OK) raise(err);
 }
 
-struct Probe {
-    qwen3_probe *probe;
-    Probe(const Model &m, size_t bytes) {
-        qwen3_error err;
-        {
-            nb::gil_scoped_release release;
-            probe = qwen3_probe_new(m.model, bytes, &err);
-        }
-        if (!probe) raise(err);
-    }
-    Probe(const Probe &) = delete;
-    ~Probe() { qwen3_probe_free(probe); }
-
-    template <double (*measure)(qwen3_probe *)> double rate() {
-        nb::gil_scoped_release release;
-        return measure(probe);
-    }
-};
-
 } // namespace
+
+qwen3_model *model_of(nb::handle h) { return nb::cast<const Model &>(h).model; }
 
 void bind_models(nb::module_ &m) {
     nb::class_<Snapshot>(m, "Snapshot")
@@ -359,6 +368,8 @@ void bind_models(nb::module_ &m) {
                                                   : QWEN3_GUESS_OFF);
              },
              "on"_a.none())
+        .def("use_gpu", &Model::use_gpu, "device"_a, "layers"_a, "expert_bytes"_a)
+        .def_prop_ro("gpu_stats", &Model::gpu_stats)
         .def_prop_ro("isa", [](const Model &x) { return qwen3_model_isa(x.model); })
         .def("metadata",
              [](const Model &x, int64_t max) { return metadata(qwen3_model_file(x.model), max); },
@@ -375,17 +386,4 @@ void bind_models(nb::module_ &m) {
         .def(nb::init<const Model &>(), "model"_a, nb::keep_alive<1, 2>())
         .def("__len__", [](const Importance &x) { return qwen3_importance_n_matrices(x.importance); })
         .def("inputs", &Importance::inputs, "index"_a);
-
-    nb::class_<Probe>(m, "Probe")
-        .def(nb::init<const Model &, size_t>(), "model"_a, "bytes"_a, nb::keep_alive<1, 2>())
-        .def("read", &Probe::rate<qwen3_probe_read>)
-        .def("int8", &Probe::rate<qwen3_probe_int8>)
-        .def("f32", &Probe::rate<qwen3_probe_f32>);
-
-    m.def("isas", [] {
-        std::vector<string> names;
-        const char *name;
-        for (size_t i = 0; (name = qwen3_isa(i)); i++) names.push_back(name);
-        return names;
-    });
 }

@@ -342,6 +342,7 @@ qwen3_model *qwen3_model_open(const char *path, int n_threads, uint64_t expert_b
 
 void qwen3_model_close(qwen3_model *m) {
     if (!m) return;
+    if (m->gpu) m->gpu_release(m->gpu);
     if (m->pool) pool_free(m->pool);
     offload_release(&m->offload);
     qwen3_file_close(m->file);

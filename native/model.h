@@ -25,6 +25,8 @@ struct qwen3_model {
     float *norms;       /* every norm vector, decoded; the pointers above lead here */
     float *rope_freq;   /* [head_dim / 2], radians per position, YaRN applied */
     float rope_scale;   /* factor on cos and sin, 1 without YaRN */
+    struct resident_model *gpu; /* a device's share; NULL: it is all the CPU's */
+    void (*gpu_release)(struct resident_model *); /* of gpu/use.c, which knows models itself */
 };
 
 #endif

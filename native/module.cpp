@@ -9,4 +9,5 @@ NB_MODULE(qwen3_native, m) {
     bind_tokenizer(m);
     bind_grammar(m);
     bind_models(m);
+    bind_machine(m);
 }

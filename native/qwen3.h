@@ -9,7 +9,7 @@
  * and returns NULL, a negative count or a non-zero status.
  *
  * What else a program may want of a model is in together.h, snapshot.h, grammar.h, probe.h,
- * importance.h, rows.h and larger.h.
+ * importance.h, rows.h, larger.h and device.h.
  *
  * A model may be used from many threads; a session from one at a time, except
  * qwen3_session_cancel, which any thread or signal handler may call.

@@ -65,6 +65,10 @@ class Model:
     direct"""
     def guess(self, on: bool | None) -> None: ...
     def approximate(self, prefer: float, drop: float) -> None: ...
+    def use_gpu(self, device: int, layers: int, expert_bytes: int) -> None: ...
+    gpu_stats: dict[str, Any]
+    """n_layers, bytes, expert_bytes, n_slots, hits, misses, copied, computed, bytes_copied,
+    stall_s"""
     threads: int
     isa: str
     def tokenizer(self) -> Tokenizer: ...
@@ -144,3 +148,7 @@ def type_bytes(type: str, n: int) -> int:
 
 def isas() -> list[str]:
     """The backends that can run on this machine."""
+
+def devices() -> tuple[list[dict[str, Any]], str]:
+    """Of each GPU backend, name, total_bytes, free_bytes, n_units and unified; and why there is
+    none, "" otherwise."""

@@ -220,6 +220,42 @@ class ExpertStats:
         return self.hits / max(1, self.hits + self.misses)
 
 
+class Device(NamedTuple):
+    """A GPU."""
+
+    backend: str  # cuda or metal; emulated in tests
+    name: str
+    total_bytes: int
+    free_bytes: int  # when it was asked
+    n_units: int  # multiprocessors, cores
+    unified: bool  # its memory is the host's
+
+
+def devices() -> tuple[list[Device], str]:
+    """The GPUs, as Model.use_gpu numbers them, and why there is none ("" otherwise)."""
+    try:
+        found, why = qwen3_native.devices()
+    except qwen3_native.NativeError as error:
+        raise _raise(error) from None
+    return [Device(**each) for each in found], why
+
+
+@dataclass(frozen=True)
+class GpuStats:
+    """What a GPU has of a model, and what became of the experts that it wanted."""
+
+    n_layers: int
+    bytes: int  # of weights and slots on the device
+    expert_bytes: int  # thereof of slots
+    n_slots: int  # an expert each
+    hits: int  # experts that a layer wanted and that were on the device
+    misses: int  # and that were not:
+    copied: int  # copied there,
+    computed: int  # or computed by the CPU
+    bytes_copied: int
+    stall_s: float  # in which the device waited for a copy or the CPU
+
+
 class Model:
     """A GGUF model, mapped and validated. Sessions share its weights."""
 
@@ -270,6 +306,22 @@ class Model:
         nobody waits for the disk. None, the default: it is tried, and done where it is faster. The
         answers are the same."""
         self._native.guess(on)
+
+    def use_gpu(self, device: int, layers: int, *, expert_bytes: int = 0) -> None:
+        """Before the first session: the last `layers` layers and the output are computed by a GPU
+        of devices(), the embedding, too, when these are all. expert_bytes: memory there for the
+        experts of these layers; 0: for all of them. The kv cache of these layers is there as well,
+        f16 or q8. Raises DoesNotFit for too little memory there and UsageError; the model is the
+        CPU's as before then."""
+        try:
+            self._native.use_gpu(device, layers, expert_bytes)
+        except qwen3_native.NativeError as error:
+            raise _raise(error) from None
+
+    @property
+    def gpu_stats(self) -> GpuStats:
+        """Since use_gpu(); all 0 without it."""
+        return GpuStats(**self._native.gpu_stats)
 
     def metadata(self) -> dict[str, Any]:
         """The file's metadata, without its long arrays."""

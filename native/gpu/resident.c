@@ -22,8 +22,9 @@ static void *take(uploader *u, size_t bytes) {
     }
     m->allocations = more;
     void *to = m->api->alloc(m->device, bytes, u->err);
-    if (!to) u->status = u->err->status;
-    else m->allocations[m->n_allocations++] = to;
+    if (to) m->allocations[m->n_allocations++] = to;
+    else u->status = u->err->status;
+    m->stats.bytes += bytes;
     return to;
 }
 
@@ -59,6 +60,8 @@ static gpu_bank copy_experts(uploader *u, const layer *l, int n_experts) {
     }
     size_t n = (size_t)n_experts;
     bank.slots = take(u, n * bank.slot_bytes);
+    u->m->stats.n_slots += n;
+    u->m->stats.expert_bytes += n * bank.slot_bytes;
     uint8_t **matrices = malloc(N_PARTS * n * sizeof *matrices);
     if (!matrices && u->status == QWEN3_OK)
         u->status = fail(u->err, QWEN3_ERR_MEMORY, "out of memory");
@@ -127,7 +130,8 @@ static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
 qwen3_status resident_open(resident_model *m, const gpu_api *api, gpu *device,
                            const qwen3_model *host, qwen3_error *err) {
     const qwen3_config *c = &host->config;
-    *m = (resident_model){.api = api, .device = device, .host = host};
+    *m = (resident_model){.api = api, .device = device, .host = host,
+                          .stats.n_layers = c->n_layers};
     uploader u = {m, check(host, err), err};
     if (u.status == QWEN3_OK) {
         m->layers = calloc((size_t)c->n_layers, sizeof *m->layers);

@@ -2,6 +2,7 @@
 #ifndef QWEN3_GPU_RESIDENT_H
 #define QWEN3_GPU_RESIDENT_H
 
+#include "device.h"
 #include "gpu.h"
 #include "model.h"
 
@@ -14,7 +15,7 @@ typedef struct {
     uint8_t **matrices; /* [N_PARTS][n_experts], on the device as all of this */
 } gpu_bank;
 
-typedef struct {
+typedef struct resident_model {
     const gpu_api *api;
     gpu *device;
     const qwen3_model *host;
@@ -25,6 +26,7 @@ typedef struct {
     float *output_norm, *rope_freq;
     void **allocations; /* of the device's memory */
     int n_allocations;
+    qwen3_gpu_stats stats;
 } resident_model;
 
 /* Copies the weights of a model that stays open to a device that does, too; the file's experts are
