@@ -27,6 +27,7 @@ run: $(STAMP)
 	$(BIN)/qwen3 run --thoughts show "What is 17 + 48 - 5?"
 
 test: $(STAMP)
+	$(BIN)/python tests/emulated.py
 	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(STAMP)
@@ -49,7 +50,7 @@ sanitize: $(BIN)/python
 	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|together|grammar|importance|experts|check|probe|faults"
 
 kernels: $(BIN)/python
-	$(NATIVE_BUILD) -B build/plain -DQWEN3_TESTS=ON
+	$(BIN)/cmake -S . -B build/plain -DQWEN3_PYTHON=OFF -DQWEN3_TESTS=ON
 	$(BIN)/cmake --build build/plain -j2 --target test_kernels test_gpu_forward
 	build/plain/tests/native/test_kernels 10000
 	build/plain/tests/native/test_gpu_forward

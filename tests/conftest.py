@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from commandline import Command
+from emulated import emulated_gpu  # noqa: F401
 from hub_server import LoopbackHub, Repository
 from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Outcome, Pull, set_up
 
