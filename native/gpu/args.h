@@ -207,4 +207,23 @@ typedef struct {
 
 enum { GEMM_ROWS = 128, GEMM_COLUMNS = 128, GEMM_THREADS = 256, GEMM_SHARED = 26624 };
 
+/* ---- what a device can do ---- */
+
+enum { PROBE_THREADS = 256, PROBE_PIECE = 16384, PROBE_TILES = 8 };
+
+/* n pieces of PROBE_PIECE bytes, each read once: sums[warp of the grid] is the exclusive or of what
+ * the warp's lanes read, word by word. */
+typedef struct {
+    GLOBAL const void *from; /* 16-aligned */
+    GLOBAL int *sums;
+    int n, n_blocks; /* of the grid */
+} probe_read_args;
+
+/* In every warp so many rounds of PROBE_TILES products of tiles, of numbers from all over their
+ * range: sums[warp of the grid] is the sum of what comes out. */
+typedef struct {
+    GLOBAL float *sums;
+    int rounds;
+} probe_products_args;
+
 #endif

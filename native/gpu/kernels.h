@@ -47,7 +47,10 @@
     X(locate_experts, locate_args)    \
     X(top_parts, top_args)            \
     X(top_merge, top_args)            \
-    X(penalize, penalize_args)
+    X(penalize, penalize_args)        \
+    X(probe_read, probe_read_args)    \
+    X(probe_f16, probe_products_args) \
+    X(probe_int8, probe_products_args)
 
 typedef enum {
 #define X(name, args) KERNEL_##name,

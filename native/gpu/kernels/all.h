@@ -8,6 +8,7 @@
 #include "matmul.h"
 #include "matvec.h"
 #include "norm.h"
+#include "probe.h"
 #include "rope.h"
 #include "route.h"
 #include "topk.h"

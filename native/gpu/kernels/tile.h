@@ -162,9 +162,8 @@ DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
     for (int i = 0; i < 4; i++) v[i] = __int_as_float(c[i]);
 }
 
-/* v = the dots of 16 f16. */
-DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
-    for (int i = 0; i < 4; i++) v[i] = 0;
+/* v += the dots of 16 f16. */
+DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -180,6 +179,26 @@ DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
 #endif
 }
 
+/* v += the dots of 32 int8, where v came from TILE_START. */
+DEVICE void tile_add_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    int c[4];
+    for (int i = 0; i < 4; i++) c[i] = __float_as_int(v[i]);
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(w.v[0]), "r"(w.v[1]), "r"(w.v[2]), "r"(w.v[3]), "r"(x.v[0]), "r"(x.v[1]));
+#else
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 "
+                     "{%0, %1}, {%2}, {%3}, {%0, %1};"
+                     : "+r"(c[i % 2 * 2]), "+r"(c[i % 2 * 2 + 1])
+                     : "r"(w.v[i]), "r"(x.v[i / 2]));
+#endif
+    for (int i = 0; i < 4; i++) v[i] = __int_as_float(c[i]);
+}
+
 #elif defined(__METAL_VERSION__)
 
 /* Matrices of halves, in which int8 are exact, summed in float, in which sums of 32 products
@@ -193,6 +212,10 @@ DEVICE void tile_add(LOCAL simdgroup_float8x8 (&sum)[2], half2 w0, half2 w1, hal
         a.thread_elements()[1] = i ? w1.y : w0.y;
         simdgroup_multiply_accumulate(sum[i], a, b, sum[i]);
     }
+}
+
+DEVICE void tile_give(LOCAL simdgroup_float8x8 (&sum)[2], LOCAL const float (&v)[4]) {
+    for (int i = 0; i < 4; i++) sum[i / 2].thread_elements()[i % 2] = v[i];
 }
 
 DEVICE void tile_take(LOCAL float (&v)[4], LOCAL simdgroup_float8x8 (&sum)[2]) {
@@ -222,9 +245,19 @@ DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x, int half
     tile_take(v, sum);
 }
 
-/* v = the dots of 16 f16. */
-DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
-    simdgroup_float8x8 sum[2] = {simdgroup_float8x8(0), simdgroup_float8x8(0)};
+/* v += the dots of 32 int8, where v came from TILE_START. */
+DEVICE void tile_add_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    simdgroup_float8x8 sum[2];
+    tile_give(sum, v);
+    tile_half_int8(sum, w, x, 0);
+    tile_half_int8(sum, w, x, 1);
+    tile_take(v, sum);
+}
+
+/* v += the dots of 16 f16. */
+DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    simdgroup_float8x8 sum[2];
+    tile_give(sum, v);
     for (int i = 0; i < 2; i++)
         tile_add(sum, as_type<half2>(w.v[2 * i]), as_type<half2>(w.v[2 * i + 1]),
                  as_type<half2>(x.v[i]));
@@ -254,10 +287,15 @@ DEVICE void tile_words(LOCAL float (&v)[4], tile_rows w, tile_columns x, int fir
                              all[(lane % 4 * 2 + i % 2) * 4 + j][4 + part]);
 }
 
+/* v += the dots of 32 int8, where v came from TILE_START. */
+DEVICE void tile_add_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    tile_words<word_int8>(v, w, x, 0, 2);
+}
+
 /* v = TILE_START + the dots of 32 int8. */
 DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
     for (int i = 0; i < 4; i++) v[i] = TILE_START;
-    tile_words<word_int8>(v, w, x, 0, 2);
+    tile_add_int8(v, w, x);
 }
 
 /* The same of one part: 16 int8. */
@@ -266,11 +304,17 @@ DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x, int part
     tile_words<word_int8>(v, w, x, part, part + 1);
 }
 
-/* v = the dots of 16 f16. */
-DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
-    for (int i = 0; i < 4; i++) v[i] = 0;
+/* v += the dots of 16 f16. */
+DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
     tile_words<word_f16>(v, w, x, 0, 2);
 }
 
 #endif
+
+/* v = the dots of 16 f16. */
+DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
+    for (int i = 0; i < 4; i++) v[i] = 0;
+    tile_add_f16(v, w, x);
+}
+
 #endif
