@@ -64,6 +64,24 @@ nb::tuple devices() {
     return nb::make_tuple(all, to_text({why.text, n ? 0 : std::strlen(why.text)}));
 }
 
+nb::dict probe_device(int index) {
+    qwen3_gpu_rates rates;
+    qwen3_error err;
+    qwen3_status status;
+    {
+        nb::gil_scoped_release release;
+        status = qwen3_device_probe(index, &rates, &err);
+    }
+    if (status != QWEN3_OK) raise(err);
+    nb::dict all;
+    all["read"] = rates.read;
+    all["upload"] = rates.upload;
+    all["download"] = rates.download;
+    all["f16"] = rates.f16;
+    all["int8"] = rates.int8;
+    return all;
+}
+
 } // namespace
 
 void bind_machine(nb::module_ &m) {
@@ -75,4 +93,5 @@ void bind_machine(nb::module_ &m) {
 
     m.def("isas", &isas);
     m.def("devices", &devices);
+    m.def("probe_device", &probe_device, "index"_a);
 }

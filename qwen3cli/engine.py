@@ -588,6 +588,25 @@ class Probe:
         return self._native.f32()
 
 
+class DeviceRates(NamedTuple):
+    """What a GPU does in a second."""
+
+    read: float  # bytes of its memory
+    upload: float  # bytes from pinned memory of the host
+    download: float  # and to it
+    f16: float  # products of its matrix units, each added up; 0: it has none
+    int8: float
+
+
+def probe_device(index: int) -> DeviceRates:
+    """Measures a GPU of devices() for some tenths of a second. Raises DoesNotFit where it has no
+    memory left, UsageError."""
+    try:
+        return DeviceRates(**qwen3_native.probe_device(index))
+    except qwen3_native.NativeError as error:
+        raise _raise(error) from None
+
+
 def backends() -> list[str]:
     """The instruction sets that can run here; QWEN3_ISA forces one."""
     return qwen3_native.isas()

@@ -8,7 +8,6 @@
 #include <time.h>
 
 #include "error.h"
-#include "load.h"
 
 static const double LEAST_SECONDS = 0.02;
 enum {
@@ -141,10 +140,4 @@ qwen3_status gpu_measure(const gpu_api *api, int index, qwen3_gpu_rates *rates, 
     if (p.status != QWEN3_OK) return fail(err, p.status, "%s", why.text);
     *rates = measured;
     return QWEN3_OK;
-}
-
-qwen3_status qwen3_device_probe(int index, qwen3_gpu_rates *rates, qwen3_error *err) {
-    qwen3_error why;
-    const gpu_api *api = gpu_find(&why);
-    return api ? gpu_measure(api, index, rates, err) : fail(err, why.status, "%s", why.text);
 }

@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "load.h"
+#include "rates.h"
 
 int qwen3_n_devices(qwen3_error *why) {
     const gpu_api *api = gpu_find(why);
@@ -82,4 +83,10 @@ qwen3_status qwen3_model_use_gpu(qwen3_model *m, const qwen3_gpu_share *share, q
 
 qwen3_gpu_stats qwen3_model_gpu_stats(const qwen3_model *m) {
     return m->gpu ? m->gpu->stats : (qwen3_gpu_stats){0};
+}
+
+qwen3_status qwen3_device_probe(int index, qwen3_gpu_rates *rates, qwen3_error *err) {
+    qwen3_error why;
+    const gpu_api *api = backend_with(index, &why);
+    return api ? gpu_measure(api, index, rates, err) : fail(err, why.status, "%s", why.text);
 }
