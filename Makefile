@@ -3,6 +3,7 @@
 # make check  lint and types;  make sanitize  the native tests under ASan and UBSan, then TSan
 # make kernels  10,000 random cases of every operation and backend, against scalar; nano on an
 #               emulated GPU
+# make cuda   what nvcc makes of the GPU's kernels, against docs/gpu-resources.md: none may spill
 # make fuzz   the GGUF reader under libFuzzer (clang);  make arm  the ARM kernels under qemu
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/*.c native/*.h native/*.cpp native/gpu/*.* native/gpu/kernels/*.h native/cpu/*.c native/cpu/*.h native/encode/*.c native/encode/*.h templates/*.jinja)
 PACKAGES := $(wildcard qwen3cli/*/__init__.py)  # the installation knows where each one is
 
-.PHONY: all run test check format sanitize kernels fuzz arm clean
+.PHONY: all run test check format sanitize kernels cuda fuzz arm clean
 all: $(STAMP)
 
 $(BIN)/python:
@@ -54,6 +55,9 @@ kernels: $(BIN)/python
 	$(BIN)/cmake --build build/plain -j2 --target test_kernels test_gpu_forward
 	build/plain/tests/native/test_kernels 10000
 	build/plain/tests/native/test_gpu_forward
+
+cuda: $(BIN)/python
+	$(BIN)/python native/gpu/resources.py --check
 
 fuzz: $(BIN)/python
 	$(NATIVE_BUILD) -B build/fuzz -DCMAKE_C_COMPILER=clang -DQWEN3_FUZZ=ON \

@@ -1,10 +1,8 @@
-"""What ptxas says of the kernels, and that none of them spills."""
+"""What ptxas says of the kernels; `make cuda` asks it."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -45,10 +43,19 @@ def test_the_report_is_read(resources: ModuleType) -> None:
     assert resources.spilling(uses) == ["large spills 40 bytes on sm_75"]
 
 
-def test_no_kernel_spills(resources: ModuleType, tmp_path: Path) -> None:
-    if "QWEN3_NVCC" not in os.environ:
-        pytest.skip("set QWEN3_NVCC to CUDA's compiler: two minutes of work")
-    table = tmp_path / "table.md"
-    done = subprocess.run([sys.executable, SCRIPT, table], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "| rms_norm |" in table.read_text()
+def test_numbers_are_compared_for_one_nvcc_and_kernels_for_any(
+    resources: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "ARCHITECTURES", ("75",))
+    uses = resources.parse(REPORT)
+    other = {"small": uses["small"], "large": {"75": resources.Use(registers=250)}}
+    fewer = {"small": uses["small"]}
+
+    def text(version: str, uses: object) -> str:
+        return str(resources.HEAD.format(version=f"nvcc {version}") + resources.table(uses))
+
+    written = text("13.0", uses)
+    assert not resources.out_of_date(written, text("13.0", uses))
+    assert resources.out_of_date(written, text("13.0", other))
+    assert not resources.out_of_date(written, text("13.5", other))
+    assert resources.out_of_date(written, text("13.5", fewer))

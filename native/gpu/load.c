@@ -60,8 +60,8 @@ static void find(void) {
     if (forced && *forced) {
         found = open_backend(forced, &reason);
     } else if (!beside(path) || access(path, F_OK) != 0) {
-        fail(&reason, QWEN3_ERR_UNSUPPORTED, "this installation of qwen3 has no GPU backend: it "
-             "was built without nvcc, CUDA's compiler");
+        fail(&reason, QWEN3_ERR_UNSUPPORTED, "this installation of qwen3 has no GPU backend: "
+             "where it was built there was no GPU, or no nvcc, CUDA's compiler");
     } else {
         found = open_backend(path, &reason);
     }
