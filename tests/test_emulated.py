@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+CODE = "from qwen3cli.engine import devices; print(devices())"
 
-class Backend(ctypes.Structure):
-    """The beginning of gpu_api in native/gpu/gpu.h."""
 
-    _fields_ = (
-        ("version", ctypes.c_int),
-        ("name", ctypes.c_char_p),
-        ("count", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)),
+def devices(**env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
+    return done.stdout
 
 
-def test_the_library_is_a_backend_with_a_device(emulated_gpu: Path) -> None:
-    library = ctypes.CDLL(str(emulated_gpu))
-    library.qwen3_gpu.restype = ctypes.POINTER(Backend)
-    backend = library.qwen3_gpu().contents
-    assert (backend.name, backend.count(None)) == (b"emulated", 1)
+def test_a_process_finds_the_emulated_device(emulated_gpu: Path) -> None:
+    found = devices(QWEN3_GPU_LIBRARY=str(emulated_gpu))
+    assert "backend='emulated', name='emulation'" in found
+
+
+def test_a_library_that_is_missing_is_named() -> None:
+    found = devices(QWEN3_GPU_LIBRARY="/nowhere/backend.so")
+    assert found.startswith("([], ") and "/nowhere/backend.so" in found
