@@ -256,6 +256,15 @@ class GpuStats:
     stall_s: float  # in which the device waited for a copy or the CPU
 
 
+def probe_device(index: int) -> dict[str, float]:
+    """What a GPU can do now, measured: read, upload and download, bytes a second; f16 and int8,
+    products a second, each added up (0: it has no units for them)."""
+    try:
+        return qwen3_native.probe_device(index)
+    except qwen3_native.NativeError as error:
+        raise _raise(error) from None
+
+
 class Model:
     """A GGUF model, mapped and validated. Sessions share its weights."""
 
@@ -586,25 +595,6 @@ class Probe:
     def f32(self) -> float:
         """Products of f32 a second, each added up."""
         return self._native.f32()
-
-
-class DeviceRates(NamedTuple):
-    """What a GPU does in a second."""
-
-    read: float  # bytes of its memory
-    upload: float  # bytes from pinned memory of the host
-    download: float  # and to it
-    f16: float  # products of its matrix units, each added up; 0: it has none
-    int8: float
-
-
-def probe_device(index: int) -> DeviceRates:
-    """Measures a GPU of devices() for some tenths of a second. Raises DoesNotFit where it has no
-    memory left, UsageError."""
-    try:
-        return DeviceRates(**qwen3_native.probe_device(index))
-    except qwen3_native.NativeError as error:
-        raise _raise(error) from None
 
 
 def backends() -> list[str]:

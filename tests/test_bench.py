@@ -23,7 +23,8 @@ from quant.errors import QuantError
 from quant.quantize import quantize
 from quant.recipes import RECIPES, recipe
 from qwen3cli.bench import peer, speed, synthetic
-from qwen3cli.bench.speed import Cost, Measurement, Plan, Rates, Sample, Work, median_run
+from qwen3cli.bench.limits import Cost, Rates, Work
+from qwen3cli.bench.speed import Measurement, Plan, Sample, median_run
 from qwen3cli.engine import Model, ModelFile, Sampling
 from qwen3cli.errors import DoesNotFit, Qwen3Error
 from qwen3cli.terminal import Terminal
@@ -159,6 +160,35 @@ def test_the_limits() -> None:
     assert cost.limit(Work("decode", 3, 1000), rates) == pytest.approx(2e10 / (1e9 + 1002 * 1000))
     seconds = (100 * 5e8 + 1e8) / 4e11 + 100 * 1e6 / 1e11
     assert cost.limit(Work("prefill", 100), rates) == pytest.approx(100 / seconds)
+
+
+def test_the_limits_of_a_gpus_share() -> None:
+    """A part of the bytes and products at the GPU's rates, what it misses by both ways at once."""
+    cost = Cost(1e9, 1000, {"int8": 5e8, "f32": 1e6}, {"int8": 1e8, "f32": 0})
+    cost.gpu = Cost(6e8, 500, {"int8": 3e8, "f32": 1e6}, {"int8": 1e8, "f32": 0}, 4e8)
+    rates = Rates(2e10, 4e11, 1e11, gpu_read=4e11, gpu_upload=1e10, gpu_int8=8e13, gpu_f16=4e13)
+    decode, kv = Work("decode", 3, 1000), 1002 * 500
+    seconds = (4e8 + kv) / 2e10 + (6e8 + kv) / 4e11
+    assert cost.limit(decode, rates) == pytest.approx(1 / seconds)
+    seconds += -0.25 * 4e8 / 4e11 + 0.25 * 4e8 / (1e10 + 2e10)
+    assert cost.limit(decode, rates, misses=0.25) == pytest.approx(1 / seconds)
+    seconds = 100 * 2e8 / 4e11 + (100 * 3e8 + 1e8) / 8e13 + 100 * 1e6 / 4e13
+    assert cost.limit(Work("prefill", 100), rates) == pytest.approx(100 / seconds)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_of_a_model_is_a_gpus(tied: bool, tmp_path: Path) -> None:
+    """The last layers and the output; with all layers, all of it."""
+    tiny = tiny_model("Q8_0", experts=8, experts_used=2, tied=tied, ffn=64, layers=3)
+    path = tiny.write(tmp_path / "tiny.gguf")
+    config, tensors = Model(path, threads=1).config, ModelFile(path).tensors()
+    every, one = (Cost.of(config, tensors, gpu_layers=n) for n in (3, 1))
+    assert every.gpu is not None and one.gpu is not None
+    assert every.gpu == Cost.of(config, tensors) and every.gpu.expert_bytes > 0
+    assert one.gpu.kv_bytes * 3 == one.kv_bytes
+    assert one.gpu.output_products == one.output_products
+    assert one.gpu.products["int8"] * 3 == one.products["int8"]
+    assert one.gpu.expert_bytes * 3 == one.expert_bytes
 
 
 def test_a_run_is_judged_by_the_machine_of_its_own_minute() -> None:

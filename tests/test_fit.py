@@ -14,7 +14,7 @@ import pytest
 from commandline import ROOT, Command
 
 from quant.recipes import recipe
-from qwen3cli.bench.speed import Cost
+from qwen3cli.bench.limits import Cost
 from qwen3cli.bench.synthetic import write
 from qwen3cli.engine import Model, ModelFile
 from qwen3cli.errors import DoesNotFit

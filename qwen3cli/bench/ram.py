@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3cli.bench.chart import Series, line_chart
+from qwen3cli.bench.limits import Work
 from qwen3cli.bench.routes import guesses_of, misses_of, routes_of
 from qwen3cli.bench.speed import (
     Plan,
-    Work,
     about,
     figure,
     heading,

@@ -1,41 +1,27 @@
 """The command `bench`: tokens a second beside what the machine could do at best.
 
-Decoding reads every weight that a token uses, and the keys and values of all positions
-before it, from memory once:
-
-    limit = read bandwidth / (weight bytes + positions x kv bytes of a position)
-    weight bytes = dense tensors + used / count of the experts + one row of the embedding
-                   + the whole output matrix (which a tied embedding is)
-
-with the mean of the positions over the tokens that are decoded. Prefill multiplies:
-
-    limit = n / (sum over the kinds of weights of products / peak of that kind)
-    products = n x (matrices of the layers, used / count of the experts) + output matrix, once
-
-Quantized weights multiply as int8; F32, F16 and BF16 weights (a mixture's router always) as
-f32, at the peak of its fused multiply-add. Attention is not in it, nor is anything else.
-
-A machine drifts, by neighbours and by heat. So its peaks and its bandwidth are probed before
-and after every single run, with the threads of the run, and a run is judged by the mean of
-its own two probes. Reported is the run whose fraction of the limit is the median: its speed,
-its limit and its fraction belong together. A ratio to a peer is the median of the rounds'.
+What that is, limits.py says. A machine drifts, by neighbours and by heat. So its peaks and its
+bandwidth, a GPU's too, are probed before and after every single run, with the threads of the run,
+and a run is judged by the mean of its own two probes. Reported is the run whose fraction of the
+limit is the median: its speed, its limit and its fraction belong together. A ratio to a peer is
+the median of the rounds'.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from quant.shards import files
 from qwen3cli.bench import peer
+from qwen3cli.bench.limits import Cost, Misses, Rates, Work
 from qwen3cli.bench.peer import Peer, PeerFailed
-from qwen3cli.engine import Cancelled, Model, ModelFile, Probe, Session
+from qwen3cli.engine import Cancelled, Model, ModelFile, Probe, Session, probe_device
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.hub import registry
 from qwen3cli.interrupt import interruptible
@@ -49,28 +35,9 @@ _PEERS = {  # --against: which layouts of llama.cpp
     "llama.cpp:plain": ("plain",),
     "llama.cpp:repacked": ("repacked",),
 }
-_FLOAT = ("F32", "F16", "BF16")
-_KV_BYTES = {"f16": 2, "f32": 4, "q8": 34 / 32}
 
 
 # ---- what to measure -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """A prompt of so many tokens, or tokens decoded one by one behind depth others."""
-
-    kind: str  # prefill or decode
-    tokens: int
-    depth: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.tokens}" + (f" at {self.depth}" if self.depth else "")
-
-    @property
-    def positions(self) -> float:
-        """How many positions a decoded token attends to, on average."""
-        return self.depth + (self.tokens + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -101,70 +68,6 @@ def _numbers(flag: str, text: str, least: int) -> list[int]:
     if bad := [n for n in numbers if not least <= n <= 1 << 22]:
         raise UsageError(f"{flag} {text}: {bad[0]} is not in the range from {least} to {1 << 22}")
     return list(dict.fromkeys(numbers))
-
-
-# ---- the limits ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What the machine does in a second: bytes read, products of int8 and of f32."""
-
-    read: float
-    int8: float
-    f32: float
-
-
-@dataclass
-class Cost:
-    """What a token costs a model."""
-
-    weight_bytes: float = 0  # read for a decoded token
-    kv_bytes: int = 0  # read for each position before it
-    products: dict[str, float] = field(default_factory=lambda: {"int8": 0.0, "f32": 0.0})
-    output_products: dict[str, float] = field(default_factory=lambda: {"int8": 0.0, "f32": 0.0})
-
-    @classmethod
-    def of(
-        cls, config: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int, ...], str, int]]
-    ) -> Cost:
-        """config: as Model has it; tensors: as ModelFile lists them."""
-        cost = cls()
-        cost.kv_bytes = (
-            2 * config["n_layers"] * config["n_kv_heads"] * config["head_dim"]
-            * _KV_BYTES[config["kv"]]
-        )  # fmt: skip
-        for name, shape, kind, size in tensors:
-            part = name.split(".")[-2]
-            unit = "f32" if kind in _FLOAT else "int8"
-            if part == "token_embd":
-                cost.weight_bytes += size / shape[0]
-            if part == "output" or (part == "token_embd" and config["tied_embedding"]):
-                cost.weight_bytes += size
-                cost.output_products[unit] += math.prod(shape)
-            elif part != "token_embd":
-                used = part.endswith("_exps")
-                share = config["n_experts_used"] / config["n_experts"] if used else 1.0
-                cost.weight_bytes += size * share
-                if len(shape) > 1:
-                    cost.products[unit] += math.prod(shape) * share
-        return cost
-
-    def bytes_of(self, work: Work) -> float:
-        """Read for one token, decoded."""
-        return self.weight_bytes + work.positions * self.kv_bytes
-
-    def products_of(self, work: Work) -> dict[str, float]:
-        """For one token of the prompt."""
-        output = self.output_products
-        return {unit: n + output[unit] / work.tokens for unit, n in self.products.items()}
-
-    def limit(self, work: Work, rates: Rates) -> float:
-        """Tokens a second at best."""
-        if work.kind == "decode":
-            return rates.read / self.bytes_of(work)
-        products = self.products_of(work)
-        return 1 / (products["int8"] / rates.int8 + products["f32"] / rates.f32)
 
 
 # ---- measuring -----------------------------------------------------------------------
@@ -231,9 +134,13 @@ class Sample:
 class Measurement:
     """The runs of all works; a runner that fails is left out from then on."""
 
-    def __init__(self, cost: Cost, probe: Callable[[], Rates]) -> None:
+    def __init__(
+        self, cost: Cost, probe: Callable[[], Rates], misses: Callable[[], float] = lambda: 0
+    ) -> None:
+        """misses: the share of the experts that a GPU wanted in vain, since it was asked last."""
         self._cost = cost
         self._probe = probe
+        self._misses = misses
         self.probes: list[Rates] = []
         self.samples: dict[Work, dict[str, list[Sample]]] = {}
         self.failures: dict[str, str] = {}
@@ -245,6 +152,7 @@ class Measurement:
         round the runners take turns, the first one last in the next."""
         total, done = len(plan.works) * plan.rounds * len(runners), 0
         self._warm_up(plan, runners)
+        self._misses()
         before = self._rates()
         for work in plan.works:
             self.samples[work] = {name: [] for name in runners}
@@ -252,10 +160,11 @@ class Measurement:
                 names = [name for name in runners if name not in self.failures]
                 for name in names if i % 2 == 0 else reversed(names):
                     seconds = self._tried(name, runners[name], work)
-                    after = self._rates()
+                    after, misses = self._rates(), self._misses()
                     if seconds is not None:
-                        rates = _mean(before, after)
-                        sample = Sample(work.tokens / seconds, self._cost.limit(work, rates), rates)
+                        rates = mean(before, after)
+                        limit = self._cost.limit(work, rates, misses)
+                        sample = Sample(work.tokens / seconds, limit, rates)
                         self.samples[work][name].append(sample)
                     before = after
                     done += 1
@@ -279,7 +188,16 @@ class Measurement:
         return self.probes[-1]
 
 
-def _mean(*all: Rates) -> Rates:
+def rates_now(model: Model, probe: Probe, device: int = 0) -> Rates:
+    """Of the threads of a model, and of the GPU in use."""
+    host = (probe.read(), probe.int8(), probe.f32())
+    if not model.gpu_stats.n_layers:
+        return Rates(*host)
+    there = probe_device(device)
+    return Rates(*host, *(there[name] for name in ("read", "upload", "int8", "f16")))
+
+
+def mean(*all: Rates) -> Rates:
     return Rates(*(statistics.fmean(column) for column in zip(*map(astuple, all), strict=True)))
 
 
@@ -324,7 +242,8 @@ def bench(
     path = model_file(name, synthetic, terminal)
     try:
         model = Model(path, threads=threads)
-        cost = Cost.of(model.config, ModelFile(path).tensors())
+        n_layers = model.gpu_stats.n_layers
+        cost = Cost.of(model.config, ModelFile(path).tensors(), gpu_layers=n_layers)
         _check_memory(path, cost, plan, terminal)
         with terminal.progress(path.name) as move, ExitStack() as stack:
             report = _measured(model, cost, plan, layouts, stack, move)
@@ -391,7 +310,7 @@ def _measured(
 ) -> dict[str, Any]:
     """The report; what has to be closed is left to stack."""
     probe = Probe(model, _probe_bytes(available()))
-    measurement = Measurement(cost, lambda: Rates(probe.read(), probe.int8(), probe.f32()))
+    measurement = Measurement(cost, lambda: rates_now(model, probe), Misses(model))
     runners: dict[str, Runner] = {"qwen3": Ours(model, plan.n_ctx)}
     version = None
     for layout in layouts:
@@ -414,8 +333,9 @@ def _measured(
 
 def about(model: Model) -> dict[str, Any]:
     """What was measured."""
-    path = model.path
-    return {"file": str(path), "bytes": _file_bytes(path), "arch": model.config["arch"]}
+    path, layers = model.path, model.gpu_stats.n_layers
+    on_gpu = {"gpu_layers": layers} if layers else {}
+    return {"file": str(path), "bytes": _file_bytes(path), "arch": model.config["arch"], **on_gpu}
 
 
 def _report(
@@ -482,12 +402,20 @@ def _row(work: Work, cost: Cost, samples: Mapping[str, Sequence[Sample]]) -> dic
     return row
 
 
-def _rates(rates: Rates) -> dict[str, float]:
-    return {
+def _rates(rates: Rates) -> dict[str, Any]:
+    report: dict[str, Any] = {
         "read_gb_s": rounded(rates.read / 1e9),
         "int8_gmac_s": rounded(rates.int8 / 1e9),
         "f32_gmac_s": rounded(rates.f32 / 1e9),
     }
+    if rates.gpu_read:
+        report["gpu"] = {
+            "read_gb_s": rounded(rates.gpu_read / 1e9),
+            "upload_gb_s": rounded(rates.gpu_upload / 1e9),
+            "int8_gmac_s": rounded(rates.gpu_int8 / 1e9),
+            "f16_gmac_s": rounded(rates.gpu_f16 / 1e9),
+        }
+    return report
 
 
 def rounded(value: float) -> float:
@@ -512,6 +440,7 @@ def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
         *heading(report),
         ("int8", f"{machine['int8_gmac_s']:.0f} billion products a second"),
         ("f32", f"{machine['f32_gmac_s']:.0f} billion products a second"),
+        *_gpu_lines(report),
     ]
     if peers:
         rows.append(("llama.cpp", f"llama-cpp-python {peers['llama_cpp_python']}"))
@@ -521,6 +450,18 @@ def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
     if peers:
         head += ["llama.cpp", "layout", "ratio"]
     terminal.table(head, [_line(row, peers) for row in report["by_length"] + report["by_depth"]])
+
+
+def _gpu_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    gpu, layers = report["machine"].get("gpu"), report["model"].get("gpu_layers")
+    if not gpu:
+        return []
+    return [
+        ("gpu", f"{layers} layers, reads {gpu['read_gb_s']:.1f} GB/s"),
+        ("  copies", f"{gpu['upload_gb_s']:.1f} GB/s to it"),
+        ("  int8", f"{gpu['int8_gmac_s']:.0f} billion products a second"),
+        ("  f16", f"{gpu['f16_gmac_s']:.0f} billion products a second"),
+    ]
 
 
 def _line(row: Mapping[str, Any], peers: object) -> list[str]:
