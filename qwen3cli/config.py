@@ -40,6 +40,8 @@ KEYS: dict[str, Kind] = {  # the flags of `run`, but --stop
     "ctx": int,
     "kv": str,
     "ram": str,
+    "gpu": int | str,
+    "vram": str,
     "prefer-cached": float,
     "drop-misses": float,
     "threads": int,

@@ -13,13 +13,14 @@ from typing import Any
 from qwen3cli import __version__
 from qwen3cli.config import config_path
 from qwen3cli.configure import effective
-from qwen3cli.engine import Model, backends
+from qwen3cli.engine import Device, Model, backends, devices
 from qwen3cli.errors import Qwen3Error
 from qwen3cli.folders import xdg
 from qwen3cli.hub import local, registry
 from qwen3cli.plan import system
-from qwen3cli.plan.fit import describe
-from qwen3cli.plan.machine import nearest, peaks, rates_of_folder, reads_directly
+from qwen3cli.plan.fit import describe, describe_gpu
+from qwen3cli.plan.gpu import Card
+from qwen3cli.plan.machine import gpu_rates, nearest, peaks, rates_of_folder, reads_directly
 from qwen3cli.plan.memory import amount, available
 from qwen3cli.plan.sizes import sizes_of
 from qwen3cli.terminal import Terminal
@@ -76,12 +77,38 @@ def _report() -> dict[str, Any]:
             "direct": reads_directly(at),
         },
         "gpus": system.gpus(),
+        "gpu": _gpu(),
         "packages": _packages(),
         "folders": _folders(cache),
         "token": _has_token(),
         "settings": _problems(),
         "model": _default_model(),
     }
+
+
+def _gpu() -> dict[str, Any]:
+    """The devices of the engine, with the driver; why there is none."""
+    try:
+        found, why = devices()
+    except Qwen3Error as error:
+        found, why = [], str(error)
+    driver = system.nvidia_driver()
+    return {
+        "devices": [
+            {
+                **device._asdict(),
+                "driver": driver if device.backend == "cuda" else None,
+                "rates": _rates(index, device),
+            }
+            for index, device in enumerate(found)
+        ],
+        "why": why,
+    }
+
+
+def _rates(index: int, device: Device) -> dict[str, float | None]:
+    card = Card(device.name, device.free_bytes, index, device.backend)
+    return describe_gpu(gpu_rates(card, fresh=True))
 
 
 def findings(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -119,6 +146,8 @@ def findings(report: dict[str, Any]) -> list[dict[str, Any]]:
             f"this container may use {cpu['quota']:g} CPUs, the engine takes {cpu['threads']} "
             f"threads: `qwen3 config set threads {max(1, int(cpu['quota']))}`"
         )
+    if report["gpus"] and not report["gpu"]["devices"]:
+        add(f"{report['gpus'][0]}: is there, and not used: {report['gpu']['why']}")
     if cpu["isa"] == "scalar":
         add("the engine computes without vectors, many times slower: see QWEN3_ISA in the README")
     if disk["type"] and system.on_network(disk["type"]):
@@ -210,7 +239,7 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         ("", f"reads {speed['read_gb_s']:.1f} GB/s"),
         ("disk", f"{disk['folder']}: {disk['type'] or '?'}, {amount(disk['free_bytes'])} free"),
         ("", _disk(disk)),
-        *([("gpu", f"{gpu}; not used yet") for gpu in report["gpus"]] or [("gpu", "none found")]),
+        *_gpu_rows(report),
         *[(name, _folder(folder)) for name, folder in report["folders"].items()],
         ("token", "yes" if report["token"] else "no: private and gated repositories are closed"),
         ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in packages)),
@@ -220,6 +249,28 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         terminal.note(f"{'broken' if found['broken'] else 'look'}: {found['text']}")
     if not report["findings"]:
         terminal.note("all is well")
+
+
+def _gpu_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for device in report["gpu"]["devices"]:
+        text = f"{device['name']} ({device['backend']}): {amount(device['free_bytes'])} of "
+        text += f"{amount(device['total_bytes'])} free"
+        text += ", which is the machine's memory" if device["unified"] else ""
+        text += f", driver {device['driver']}" if device["driver"] else ""
+        rows.append(("gpu", text))
+        rates = device["rates"]
+        if rates["read_gb_s"]:
+            rows.append(("", _gpu_rates(rates)))
+    why = report["gpu"]["why"]
+    return rows or [("gpu", f"none: {why}" if why else "none")]
+
+
+def _gpu_rates(rates: dict[str, float]) -> str:
+    text = f"reads {rates['read_gb_s']:.1f} GB/s, is filled at {rates['upload_gb_s']:.1f} GB/s"
+    if rates["int8_gmac_s"]:
+        text += f", {rates['int8_gmac_s']:,.0f} billion int8 products a second"
+    return text
 
 
 def _quota(cpu: dict[str, Any]) -> str:

@@ -255,6 +255,19 @@ class GpuStats:
     bytes_copied: int
     stall_s: float  # in which the device waited for a copy or the CPU
 
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / max(1, self.hits + self.misses)
+
+
+def probe_device(index: int) -> dict[str, float]:
+    """What a GPU can do now, measured: read, upload and download, bytes a second; f16 and int8,
+    products a second, each added up (0: it has no units for them)."""
+    try:
+        return qwen3_native.probe_device(index)
+    except qwen3_native.NativeError as error:
+        raise _raise(error) from None
+
 
 def probe_device(index: int) -> dict[str, float]:
     """What a GPU can do now, measured: read, upload and download, bytes a second; f16 and int8,
@@ -275,6 +288,7 @@ class Model:
         the others are read from the file when they are needed; 0: all are used in the mapping.
         Raises ModelNotFound, FormatError, and UsageError for too few expert_bytes."""
         self.path = Path(_existing(path))
+        self.device: Device | None = None  # the GPU in use
         try:
             self._native = qwen3_native.Model(os.fsencode(self.path), threads, expert_bytes)
             self.tokenizer = Tokenizer(self._native.tokenizer())
@@ -326,6 +340,7 @@ class Model:
             self._native.use_gpu(device, layers, expert_bytes)
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
+        self.device = devices()[0][device]
 
     @property
     def gpu_stats(self) -> GpuStats:
@@ -336,12 +351,17 @@ class Model:
         """The file's metadata, without its long arrays."""
         return self._native.metadata(64)
 
+    @property
+    def kv(self) -> str:
+        """The type of a session's kv cache when nobody names one."""
+        return "f16" if self.device else str(self.config["kv"])
+
     def session(self, *, n_ctx: int | None = None, kv: str | None = None) -> Session:
         """A new, empty session of n_ctx tokens (default: the model's context, at
-        most 40,960). kv: "f16", "f32" or "q8" (default: f16, f32 for F32 weights)."""
+        most 40,960). kv: "f16", "f32" or "q8" (default: f16; f32 for F32 weights on the CPU)."""
         size = n_ctx if n_ctx is not None else min(self.config["n_ctx_train"], DEFAULT_CONTEXT)
         try:
-            return Session(self, self._native.session(size, kv or self.config["kv"]))
+            return Session(self, self._native.session(size, kv or self.kv))
         except qwen3_native.NativeError as error:
             raise _raise(error) from None
 

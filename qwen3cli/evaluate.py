@@ -6,7 +6,8 @@ tables that people publish count; a perplexity depends on it.
 
 Perplexity is exp of the mean negative log-likelihood of the next token. The divergence is
 KL(reference || model) of the next-token distributions, in nats. An error is one standard error,
-taking positions as independent. kv caches are F32, so that only weights and products differ.
+taking positions as independent. kv caches are F32, so that only weights and products differ; with
+a GPU, which has none of these, they are F16, those of a reference as well.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from qwen3cli.engine import Cancelled, Model, Session
 from qwen3cli.errors import Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.library import obtain
-from qwen3cli.options import Reading
+from qwen3cli.options import Measuring, Reading
+from qwen3cli.plan.gpu import card
 from qwen3cli.terminal import Terminal
 from qwen3cli.texts import check_context, n_chunks, read_text, reader, text_name
 
-_KV = "f32"
+_KV, _KV_GPU = "f32", "f16"
 _BLOCK_BYTES = 1 << 26  # of the logits of one model that are held at a time
 _QUANTILES = (  # key, name, share of the positions
     ("median", "median", 0.5),
@@ -86,7 +88,8 @@ def measure(
     not finite, Cancelled after Ctrl-C."""
     total = len(models) * sum(len(chunk) - 1 for chunk in chunks)
     n_ctx = max(map(len, chunks))
-    sessions = [model.session(n_ctx=n_ctx, kv=_KV) for model in models]
+    kv = _KV_GPU if any(model.device for model in models) else _KV
+    sessions = [model.session(n_ctx=n_ctx, kv=kv) for model in models]
     rows: list[tuple[Floats, float, bool]] = []
     done = 0
 
@@ -137,13 +140,16 @@ def _score(target: int, *logits: NDArray[np.float32]) -> tuple[Floats, float, bo
 # ---- the commands ------------------------------------------------------------------------
 
 
-def evaluate(reading: Reading, reference: str | None, terminal: Terminal, *, as_json: bool) -> None:
+def evaluate(
+    reading: Measuring, reference: str | None, terminal: Terminal, *, as_json: bool
+) -> None:
     """Prints the perplexity of a model; with a reference the divergence from it, and both
     perplexities. Raises UsageError for texts without 3 tokens, chunks that a model has not the
     context for, and models whose tokenizers are not the same."""
     paths = [obtain.resolve(each, terminal) for each in (reading.model, reference) if each]
     share = 1 / len(paths)
-    models = [reader(path, reading, terminal, kv=_KV, share=share) for path in paths]
+    gpu = card(reading.gpu, reading.vram, share)
+    models = [reader(path, reading, terminal, kv=_KV, share=share, card=gpu) for path in paths]
     chunks = _chunks(models, reading)
     title = f"{paths[0].name}, {n_chunks(len(chunks))}"
     try:

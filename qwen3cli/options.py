@@ -38,12 +38,28 @@ def _one_of(*values: str) -> Check:
     return check
 
 
-def _memory(value: str | None) -> str | None:
-    if value not in (None, "auto"):
-        from qwen3cli.plan.memory import parse_bytes
+def _memory(flag: str) -> Check:
+    def check(value: str | None) -> str | None:
+        if value not in (None, "auto"):
+            from qwen3cli.plan.memory import parse_bytes
 
-        parse_bytes(str(value), "--ram")
-    return value
+            parse_bytes(str(value), flag)
+        return value
+
+    return check
+
+
+def _gpu(value: str | int | None) -> str | None:
+    if value is None:
+        return None
+    if value not in ("auto", "off"):
+        from qwen3cli.plan.gpu import layers_wanted
+
+        try:
+            layers_wanted(str(value))
+        except UsageError as error:
+            raise typer.BadParameter(f"{error}.") from None
+    return str(value)
 
 
 def _budget(value: str | int | None) -> str | None:
@@ -137,8 +153,18 @@ Added = Annotated[bool, typer.Option("--added", help="Read <|im_end|> and its li
 Ram = Annotated[
     str | None,
     _flag(
-        "--ram", "Memory for a mixture of experts; the rest stays in the file.", "8G|auto", _memory
+        "--ram",
+        "Memory for a mixture of experts; the rest stays in the file.",
+        "8G|auto",
+        _memory("--ram"),
     ),
+]
+Gpu = Annotated[
+    str | None, _flag("--gpu", "Layers for the GPU: what fits, or so many.", "auto|off|N", _gpu)
+]
+Vram = Annotated[
+    str | None,
+    _flag("--vram", "At most so much of the GPU's memory.", "6G|auto", _memory("--vram")),
 ]
 PreferCached = Annotated[
     float,
@@ -211,6 +237,8 @@ class Options:
     ctx: Context = None
     kv: KvType = None
     ram: Ram = None
+    gpu: Gpu = None
+    vram: Vram = None
     prefer_cached: PreferCached = 0.0
     drop_misses: DropMisses = 0.0
     threads: Threads = 0
@@ -245,6 +273,14 @@ class Reading:
     def files(self) -> list[str]:
         """- for stdin."""
         return self.texts or ["-"]
+
+
+@dataclass(frozen=True)
+class Measuring(Reading):
+    """As Reading, where a GPU may compute."""
+
+    gpu: Gpu = None
+    vram: Vram = None
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,21 +8,25 @@ from pathlib import Path
 
 from qwen3cli.engine import Model
 from qwen3cli.errors import UsageError
+from qwen3cli.opening import Opening, open_model
 from qwen3cli.options import Reading
-from qwen3cli.plan.placement import place
+from qwen3cli.plan.gpu import Card
 from qwen3cli.terminal import Terminal
 
 
 def reader(
-    path: Path, reading: Reading, terminal: Terminal, *, kv: str | None = None, share: float = 1.0
+    path: Path,
+    reading: Reading,
+    terminal: Terminal,
+    *,
+    kv: str | None = None,
+    share: float = 1.0,
+    card: Card | None = None,
 ) -> Model:
-    """The model in a file, with that share of the memory, for chunks in a cache of type kv."""
-    placement = place(path, reading.ram, n_ctx=reading.ctx, kv=kv, share=share)
-    if placement.expert_bytes:
-        terminal.note(placement.describe(path.stem))
-    elif placement.where == "mapped":
-        terminal.note(placement.warning(path.name))
-    return Model(path, threads=reading.threads, expert_bytes=placement.expert_bytes)
+    """The model in a file, with that share of the memory, for chunks in a cache of type kv; on
+    a GPU there is room for them."""
+    opening = Opening(path, reading.ram, card, reading.ctx, kv, reading.threads, share)
+    return open_model(opening, terminal.note)[0]
 
 
 def read_text(file: str) -> str:

@@ -28,13 +28,14 @@ _STYLES = re.compile(r"\x1b\[[02]m")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """An environment in which nothing is installed."""
+    """An environment in which nothing is installed, and no GPU is there."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
     folders = {
         "HOME": str(home),
         "XDG_DATA_HOME": str(home / "data"),
         "XDG_STATE_HOME": str(home / "state"),
         "HF_HOME": str(home / "huggingface"),
+        "QWEN3_GPU_LIBRARY": os.devnull,
     }
     return kept | folders | {"TERM": "xterm-256color"} | more
 

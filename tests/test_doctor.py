@@ -116,8 +116,18 @@ def sound() -> dict[str, Any]:
         "packages": {"numpy": "2.0"},
         "folders": {"models": {"path": "/m", "there": True, "writable": True}},
         "settings": [],
+        "gpus": [],
+        "gpu": {"devices": [], "why": "it was built without one"},
         "model": {"path": "/m/x.gguf", "least_bytes": 5 * GB},
     }
+
+
+def test_a_gpu_that_is_not_used_is_told_with_the_reason() -> None:
+    report = sound() | {"gpus": ["Quick 5, 8192 MiB, driver 560.1"]}
+    (found,) = findings(report)
+    assert found["text"].startswith("Quick 5") and "built without one" in found["text"]
+    used = {"devices": [{"name": "Quick 5"}], "why": ""}
+    assert findings(report | {"gpu": used}) == []
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from qwen3cli.errors import DoesNotFit
 from qwen3cli.hub.releases import RELEASES
 from qwen3cli.plan import machine
 from qwen3cli.plan.advice import Candidate, candidate_of, hybrids, instead
+from qwen3cli.plan.fit import Memory
 from qwen3cli.plan.machine import Peaks, Rates, folder_rate, peaks, rates_of_folder
 from qwen3cli.plan.overview import overview, recommended
 from qwen3cli.plan.placement import place, place_sizes
@@ -143,7 +144,10 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Overview:
         )
         monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: free)
         printed: Any = Printed()
-        given = {"ram": None, "n_ctx": None, "kv": None, "threads": 0, "everything": False, **more}
+        memory = Memory(more.pop("ram", None), gpu="off")
+        given = {
+            "memory": memory, "n_ctx": None, "kv": None, "threads": 0, "everything": False, **more,
+        }  # fmt: skip
         overview(printed, as_json=True, **given)
         overview(printed, as_json=False, **given)
         return printed.value, printed.lines

@@ -14,7 +14,7 @@ from commandline import ROOT, Command
 from gguf_tiny import tiny_model
 
 from qwen3cli.errors import DoesNotFit
-from qwen3cli.plan.fit import fit
+from qwen3cli.plan.fit import Memory, fit
 from qwen3cli.plan.machine import Peaks, Rates
 from qwen3cli.plan.memory import available
 from qwen3cli.plan.placement import place, place_sizes
@@ -227,7 +227,8 @@ def fitted(monkeypatch: pytest.MonkeyPatch, path: Path, free: int | None, **more
     monkeypatch.setattr("qwen3cli.plan.fit.peaks", lambda *_, **__: Peaks(400e9, 100e9))
     monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: free)
     printed: Any = Printed()
-    given = {"ram": None, "n_ctx": None, "kv": None, "threads": 0, **more}
+    memory = Memory(more.pop("ram", None), gpu="off")
+    given = {"memory": memory, "n_ctx": None, "kv": None, "threads": 0, **more}
     fit(str(path), printed, as_json=True, **given)
     fit(str(path), printed, as_json=False, **given)
     return printed.value, printed.text
@@ -261,7 +262,7 @@ def test_fit_where_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fit_predicts_no_more_digits_than_it_knows(
     monkeypatch: pytest.MonkeyPatch, seconds: float, shown: str
 ) -> None:
-    monkeypatch.setattr("qwen3cli.plan.fit.prompt_seconds", lambda *_: seconds)
+    monkeypatch.setattr("qwen3cli.plan.fit.prompt_seconds", lambda *_, **__: seconds)
     report, text = fitted(monkeypatch, DENSE, 32 * GB)
     assert report["prompt_1000_s"] == seconds and f" {shown} s for 1,000 tokens" in text
 

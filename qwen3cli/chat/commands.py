@@ -24,7 +24,7 @@ from qwen3cli.options import check_setting, complete_models
 from qwen3cli.prompt import Message, render_prompt
 from qwen3cli.run import pieces
 from qwen3cli.run.question import objection
-from qwen3cli.run.statistics import experts, statistics
+from qwen3cli.run.statistics import experts, gpu, statistics
 from qwen3cli.screen.sanitize import clean
 from qwen3cli.session import Settings
 from qwen3cli.thinking.budgets import parse_budget
@@ -347,7 +347,7 @@ def _ctx(talk: Talk, _argument: str) -> None:
     note(f"the next prompt begins with these {used:,}, of which {held:,} are computed already")
 
 
-@_command("/stats", "", "turns, settings, the last reply, the experts")
+@_command("/stats", "", "turns, settings, the last reply, experts, the GPU")
 def _stats(talk: Talk, _argument: str) -> None:
     conversation, note = talk.conversation, talk.terminal.note
     turns = sum(message["role"] == "user" for message in conversation.messages)
@@ -356,8 +356,9 @@ def _stats(talk: Talk, _argument: str) -> None:
     _mode(talk)
     if talk.last is not None:
         note(f"last reply: {statistics(talk.last, conversation.session)}")
-    if line := experts(conversation.session.model):
-        note(line)
+    for line in (experts(conversation.session.model), gpu(conversation.session.model)):
+        if line:
+            note(line)
     if talk.transcript and talk.transcript.turns:
         note(f"session {talk.transcript.id}")
 

@@ -23,6 +23,7 @@ from qwen3cli.options import (
     Added,
     Context,
     DropMisses,
+    Gpu,
     Json,
     KvType,
     ModelArgument,
@@ -32,6 +33,7 @@ from qwen3cli.options import (
     Ram,
     Reading,
     Threads,
+    Vram,
     complete_models,
     shared,
 )
@@ -148,6 +150,16 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    gpu: Gpu = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            "--vram",
+            metavar="6G|auto",
+            help="The GPU's memory; without a GPU, as if there were one.",
+            show_default=False,
+        ),
+    ] = None,
     ctx: Context = None,
     kv: KvType = None,
     threads: Threads = 0,
@@ -161,12 +173,15 @@ def fit(
     A model need not be installed; without one, all are compared and one is recommended. The
     machine is measured anew: up to three seconds.
     """
+    from qwen3cli.plan.fit import Memory
+
+    memory = Memory(ram, gpu, vram)
     if model is None:
         from qwen3cli.plan.overview import overview
 
         overview(
             context.obj,
-            ram=ram,
+            memory=memory,
             n_ctx=ctx,
             kv=kv,
             threads=threads,
@@ -178,7 +193,7 @@ def fit(
 
     if everything:
         raise UsageError("--all does not go with a model")
-    fit(model, context.obj, ram=ram, n_ctx=ctx, kv=kv, threads=threads, as_json=as_json)
+    fit(model, context.obj, memory=memory, n_ctx=ctx, kv=kv, threads=threads, as_json=as_json)
 
 
 @app.command()
@@ -239,6 +254,8 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    gpu: Gpu = None,
+    vram: Vram = None,
     prefer_cached: PreferCached = 0.0,
     drop_misses: DropMisses = 0.0,
     plot: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qwen3cli.options import Json, Reading, shared
+from qwen3cli.options import Json, Measuring, shared
 
 evaluation = typer.Typer(rich_markup_mode=None, help="Measure a model on texts.")
 
@@ -20,12 +20,12 @@ def kl(
     ],
     as_json: Json = False,
     *,
-    reading: Reading,
+    reading: Measuring,
 ) -> None:
     """KL divergence of a model from a reference.
 
     With the perplexities of both, and how often their likeliest token is the same. The two share
-    the memory of --ram in halves.
+    the memory of --ram, and of --vram, in halves.
     """
     from qwen3cli.evaluate import evaluate
 
@@ -34,7 +34,7 @@ def kl(
 
 @evaluation.command()
 @shared
-def ppl(context: typer.Context, as_json: Json = False, *, reading: Reading) -> None:
+def ppl(context: typer.Context, as_json: Json = False, *, reading: Measuring) -> None:
     """Perplexity of a model."""
     from qwen3cli.evaluate import evaluate
 

@@ -12,7 +12,16 @@ from quant.shards import files
 from qwen3cli.errors import FormatError, ModelNotFound
 from qwen3cli.hub import local, registry
 from qwen3cli.plan.advice import Candidate, candidate_of
-from qwen3cli.plan.machine import Peaks, Rates, peaks, rates, rates_of_folder
+from qwen3cli.plan.gpu import Card, Share, card_to_fit
+from qwen3cli.plan.machine import (
+    GpuRates,
+    Peaks,
+    Rates,
+    gpu_rates,
+    peaks,
+    rates,
+    rates_of_folder,
+)
 from qwen3cli.plan.memory import amount
 from qwen3cli.plan.placement import Placement, place_sizes
 from qwen3cli.plan.predict import at_best, expected_misses, predict, prompt_seconds
@@ -38,26 +47,56 @@ class _Subject:
     candidate: Candidate | None = None
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Of the command line: what there is to fit a model into."""
+
+    ram: str | None = None
+    gpu: str | None = None
+    vram: str | None = None
+
+    @property
+    def card(self) -> Card | None:
+        """Raises UsageError, and Qwen3Error for layers without a GPU."""
+        return card_to_fit(self.gpu, self.vram)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast it is."""
+
+    rates: Rates
+    peaks: Peaks
+    gpu: GpuRates | None  # None: not known
+
+    def known(self, placement: Placement) -> tuple[Share, GpuRates] | None:
+        """What a GPU computes, and how fast; None if either is not known."""
+        return (placement.gpu, self.gpu) if placement.gpu and self.gpu else None
+
+
 def fit(
     model: str,
     terminal: Terminal,
     *,
-    ram: str | None,
+    memory: Memory,
     n_ctx: int | None,
     kv: str | None,
     threads: int,
     as_json: bool,
 ) -> None:
     """Prints the plan for a model in this memory. Raises UsageError, ModelNotFound, FormatError,
-    and for a ram that was asked for DoesNotFit, of a dense model as well."""
+    and for a ram or layers that were asked for DoesNotFit, of a dense model as well."""
     subject = _subject(model)
-    placement = place_sizes(subject.name, subject.sizes, ram, n_ctx=n_ctx, kv=kv)
+    card = memory.card
+    placement = place_sizes(subject.name, subject.sizes, memory.ram, n_ctx=n_ctx, kv=kv, card=card)
     if subject.path:
         machine = rates(subject.path, threads, fresh=True)
     else:
         machine = rates_of_folder(local.cache(), threads, fresh=True)
     products = peaks(threads, fresh=True)
-    report = _report(subject, placement, kv or subject.sizes.kv, machine, products)
+    there = gpu_rates(placement.gpu.card, fresh=True) if placement.gpu else None
+    kv = kv or subject.sizes.kv
+    report = _report(subject, placement, kv, Machine(machine, products, there))
     if as_json:
         terminal.json(report)
     else:
@@ -79,14 +118,16 @@ def _subject(model: str) -> _Subject:
     return _Subject(path.name, sum(file.stat().st_size for file in files(path)), sizes, path)
 
 
-def _report(
-    subject: _Subject, placement: Placement, kv: str, machine: Rates, products: Peaks
-) -> dict[str, Any]:
+def _report(subject: _Subject, placement: Placement, kv: str, machine: Machine) -> dict[str, Any]:
     sizes = subject.sizes
     n_ctx = placement.n_ctx or sizes.n_ctx
+    mapped = placement.where == "mapped"
     seconds = None
-    if placement.where != "mapped":
-        seconds = prompt_seconds(sizes, placement.expert_bytes, machine, products)
+    gpu = machine.known(placement)
+    if not mapped and (gpu or not placement.gpu):
+        seconds = prompt_seconds(
+            sizes, placement.expert_bytes, machine.rates, machine.peaks, gpu=gpu
+        )
     report: dict[str, Any] = {
         "model": str(subject.path or subject.name),
         "installed": subject.path is not None,
@@ -101,19 +142,39 @@ def _report(
         "kv_bytes": int(sizes.kv_bytes(n_ctx, kv)),
         "decode": [_decode(sizes, placement, kv, machine, depth) for depth in (0, n_ctx)],
         "prompt_1000_s": known(seconds),
-        "machine": describe(machine, products),
+        "machine": describe(machine.rates, machine.peaks),
     }
+    if placement.gpu:
+        report["gpu"] = _gpu(sizes, placement.gpu, machine.gpu)
     if subject.candidate:
         report["get"] = list(subject.candidate.commands)
     if sizes.experts:
-        mapped = placement.where == "mapped"
-        held = placement.expert_bytes or sizes.experts
+        host = placement.host
+        held = placement.expert_bytes or (host.experts if host else 0)
+        share = placement.expert_bytes / host.experts if placement.expert_bytes and host else 1.0
         report["experts"] = {
             "bytes": sizes.experts,
             "token_bytes": int(sizes.used * sizes.experts),
             "held_bytes": None if mapped else held,
-            "hit_rate": None if mapped else round(1 - expected_misses(held / sizes.experts), 4),
+            "hit_rate": None if mapped else round(1 - expected_misses(share), 4),
         }
+    return report
+
+
+def _gpu(sizes: Sizes, gpu: Share, rates: GpuRates | None) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "name": gpu.card.name,
+        "budget_bytes": gpu.card.budget,
+        "bytes": gpu.bytes,
+        "layers": gpu.layers,
+        "of_layers": len(sizes.layers),
+        **describe_gpu(rates),
+    }
+    if sizes.experts:
+        experts = sizes.above(gpu.layers).experts
+        report["expert_bytes"] = gpu.expert_bytes or experts
+        share = (gpu.expert_bytes or experts) / experts
+        report["hit_rate"] = round(1 - expected_misses(share), 4)
     return report
 
 
@@ -127,20 +188,36 @@ def describe(machine: Rates, products: Peaks) -> dict[str, float | None]:
     }
 
 
+def describe_gpu(rates: GpuRates | None) -> dict[str, float | None]:
+    """As describe, of a GPU."""
+    per_s = (rates.read, rates.upload, rates.f16, rates.int8) if rates else (None,) * 4
+    names = ("read_gb_s", "upload_gb_s", "f16_gmac_s", "int8_gmac_s")
+    return {
+        name: None if rate is None else known(rate / 1e9)
+        for name, rate in zip(names, per_s, strict=True)
+    }
+
+
 def known(value: float | None, digits: int = 4) -> float | None:
     """A rounded figure; None for one that nobody knows."""
     return None if value is None or math.isnan(value) else round(value, digits)
 
 
 def _decode(
-    sizes: Sizes, placement: Placement, kv: str, machine: Rates, depth: int
+    sizes: Sizes, placement: Placement, kv: str, machine: Machine, depth: int
 ) -> dict[str, float | None]:
-    """Tokens a second behind so many others; where the page cache decides, only the limit."""
-    mapped = placement.where == "mapped"
+    """Tokens a second behind so many others; where the page cache decides, only the limit; none
+    for a GPU that nothing is known of."""
+    mapped, gpu = placement.where == "mapped", machine.known(placement)
+    if placement.gpu and not gpu:
+        return {"depth": depth, "tok_s": None, "floor_tok_s": None, "limit_tok_s": None}
     if mapped:
-        found = at_best(sizes, placement.ram or 0, machine, positions=depth, kv=kv)
+        host, ram = placement.host or sizes, placement.ram or 0
+        found = at_best(host, ram, machine.rates, positions=depth, kv=kv)
     else:
-        found = predict(sizes, placement.expert_bytes, machine, positions=depth, kv=kv)
+        found = predict(
+            sizes, placement.expert_bytes, machine.rates, positions=depth, kv=kv, gpu=gpu
+        )
     return {
         "depth": depth,
         "tok_s": None if mapped else known(found.tok_s, 2),
@@ -155,6 +232,9 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     share = held / experts["bytes"] if held else 0.0
     needed, least = report["needed_bytes"] / 1e9, report["least_bytes"] / 1e9
     where = _WHERE[report["where"]].format(share=share, needed=needed, least=least)
+    gpu = report.get("gpu")
+    if gpu:
+        where = _split(report, gpu, where)
     rows = [
         ("model", f"{report['model']} ({amount(report['bytes'])})"),
         ("plan", where),
@@ -166,13 +246,20 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         if report["where"] == "offloaded":
             line += f"; {amount(held)} held, {experts['hit_rate']:.1%} of uses hit"
         rows.append(("experts", line))
+    if gpu:
+        rows.insert(
+            3, ("gpu", f"{gpu['name']}: {amount(gpu['bytes'])} of {amount(gpu['budget_bytes'])}")
+        )
     if "get" in report:
         rows.insert(1, ("not here", " and ".join(f"`{line}`" for line in report["get"])))
     machine = report["machine"]
     disk, seconds = machine["disk_gb_s"], report["prompt_1000_s"]
+    reads = f"memory {machine['read_gb_s']:.1f} GB/s, disk {_number(disk)} GB/s"
+    if gpu and gpu["read_gb_s"]:
+        reads += f", GPU {_number(gpu['read_gb_s'])} GB/s, uploads {_number(gpu['upload_gb_s'])}"
     rows += [
         ("context", f"{report['n_ctx']:,} tokens, {amount(report['kv_bytes'])} in {report['kv']}"),
-        ("reads", f"memory {machine['read_gb_s']:.1f} GB/s, disk {_number(disk)} GB/s"),
+        ("reads", reads),
         ("prompt", f"{_two_digits(seconds)} s for 1,000 tokens"),
     ]
     terminal.table(("fit", ""), rows)
@@ -186,6 +273,25 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
             for row in report["decode"]
         ],
     )
+
+
+def _split(report: dict[str, Any], gpu: dict[str, Any], where: str) -> str:
+    """The plan of a model that a GPU computes, or a part of it."""
+    layers, every, experts = gpu["layers"], gpu["of_layers"], report.get("experts")
+    there = gpu.get("expert_bytes", 0) / experts["bytes"] if experts else 1.0
+    if layers == every and there == 1:
+        return "fits, all of it on the GPU"
+    text = f"{layers} of {every} layers on the GPU" if layers < every else "all layers on the GPU"
+    if experts:
+        text += f"; experts: {there:.0%} in its memory"
+    if report["where"] == "mapped":
+        return f"{text}; the rest {where}"
+    if not experts:
+        return f"{text}, the others on the CPU"
+    here = (experts["held_bytes"] or 0) / experts["bytes"]
+    if report["where"] == "offloaded":
+        return f"{text}, {here:.0%} in memory, the others in the file"
+    return f"{text}, {'all' if here == 1 else f'{here:.0%}'} in memory"
 
 
 def _two_digits(value: float | None) -> str:

@@ -1,7 +1,8 @@
 """How fast this machine reads memory and disk and multiplies: measured once, kept for a month.
 
-$XDG_CACHE_HOME/qwen3/machine.json holds a rate for each machine and number of threads, and for each
-file system. A cache that is damaged, or that cannot be written, costs a second measurement.
+$XDG_CACHE_HOME/qwen3/machine.json holds a rate for each machine and number of threads, for each
+file system, and for each GPU with its driver. A cache that is damaged, or that cannot be written,
+costs a second measurement.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from quant.shards import files
-from qwen3cli.engine import Model, Probe
+from qwen3cli.engine import Model, Probe, probe_device
+from qwen3cli.errors import Qwen3Error
 from qwen3cli.hub import registry
+from qwen3cli.plan.gpu import Card
+from qwen3cli.plan.system import nvidia_driver
 
 _MONTH = 30 * 86400
 _READERS = 4  # as many threads as the engine reads with, a matrix of an expert at a time
@@ -50,6 +54,16 @@ class Peaks:
 
     int8: float
     f32: float
+
+
+@dataclass(frozen=True)
+class GpuRates:
+    """Of a GPU, a second."""
+
+    read: float  # bytes of its memory
+    upload: float  # bytes from the host's memory
+    f16: float  # products of matrix units, each added up; 0: there are none
+    int8: float
 
 
 def rates(path: Path, threads: int, *, fresh: bool = False) -> Rates:
@@ -95,6 +109,21 @@ def peaks(threads: int, *, fresh: bool = False) -> Peaks:
         int8 = kept.rate(f"int8: {of}", lambda: Probe(model, _LEAST_PROBE).int8())
         f32 = kept.rate(f"f32: {of}", lambda: Probe(model, _LEAST_PROBE).f32())
     return Peaks(int8, f32)
+
+
+def gpu_rates(card: Card, *, fresh: bool = False) -> GpuRates | None:
+    """Of a GPU that is there, with this driver; some tenths of a second, else no time. None: it
+    is not there, or cannot be measured."""
+    if card.index < 0:
+        return None
+    key = f"gpu: {_machine()}, {card.name}, {card.backend}, driver {nvidia_driver() or '-'}"
+    with _Kept(fresh) as kept:
+        try:
+            measured = kept.all(key, lambda: probe_device(card.index))
+        except Qwen3Error:
+            return None
+    found = GpuRates(*(measured.get(name, 0.0) for name in ("read", "upload", "f16", "int8")))
+    return found if found.read and found.upload else None
 
 
 def nearest(folder: Path) -> Path:
@@ -274,6 +303,20 @@ class _Kept:
             found = measure()
             if keep and math.isfinite(found):
                 self._now[key] = {"per_s": found, "time": time.time()}
+        return found
+
+    def all(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """As rate, of rates that are measured at once; those that are 0 are left out."""
+        before = {
+            name.removeprefix(f"{key}, "): _valid(entry)
+            for name, entry in self._before.items()
+            if name.startswith(f"{key}, ")
+        }
+        found = {name: rate for name, rate in before.items() if rate is not None}
+        if not found:
+            found = {name: rate for name, rate in measure().items() if 0 < rate < math.inf}
+            for name, rate in found.items():
+                self._now[f"{key}, {name}"] = {"per_s": rate, "time": time.time()}
         return found
 
 

@@ -1,7 +1,8 @@
 """What of a model lies where: decided before it is opened, from sizes alone.
 
 Every token reads the dense weights and the experts that it is routed to. The former are held in
-memory, always; of the latter as many as the memory has room for, the rest stays in the file.
+memory, always; of the latter as many as the memory has room for, the rest stays in the file. What
+a GPU computes lies in its own memory, and counts there alone: see gpu.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3cli.errors import DoesNotFit
+from qwen3cli.plan.gpu import Card, Share, share_of
 from qwen3cli.plan.memory import amount, available, parse_bytes
 from qwen3cli.plan.sizes import OVERHEAD, Sizes, sizes_of
 
@@ -24,7 +26,8 @@ _LEAST_CONTEXT = 2048
 
 @dataclass(frozen=True)
 class Placement:
-    """expert_bytes 0: everything is used where it is mapped."""
+    """expert_bytes 0: everything is used where it is mapped. What is needed is what the host needs:
+    a GPU has the rest."""
 
     ram: int | None  # what it was decided with; None: not known
     n_ctx: int | None
@@ -32,6 +35,21 @@ class Placement:
     sizes: Sizes | None = None
     needed: int = 0  # for all of it to be in memory
     least: int = 0  # for it to be offloaded; as much as needed if it is dense
+    gpu: Share | None = None
+
+    @property
+    def host(self) -> Sizes | None:
+        """Of what lies in the host's memory."""
+        return self.sizes if self.sizes is None else _host(self.sizes, self.gpu)
+
+    @property
+    def on_gpu(self) -> float:
+        """The share of the weights that a GPU has."""
+        if self.sizes is None or self.gpu is None:
+            return 0.0
+        there = self.sizes.above(self.gpu.layers)
+        experts = self.gpu.expert_bytes or there.experts
+        return (there.dense + experts) / (self.sizes.dense + self.sizes.experts)
 
     @property
     def where(self) -> str:
@@ -44,18 +62,37 @@ class Placement:
         return "resident" if self.needed <= self.ram else "mapped"
 
     def describe(self, name: str, speed: Speed | None = None) -> str:
-        """A line for the user, of a model whose experts do not all fit. speed: of its decode."""
-        assert self.sizes is not None and self.ram is not None
-        held, experts = self.expert_bytes / 1e9, self.sizes.experts / 1e9
-        text = (
-            f"{name}: {self.ram / 1e9:.1f} GB of memory for {self.sizes.dense / 1e9:.1f} GB that "
-            f"every token needs, {held:.1f} of {experts:.1f} GB of experts "
-            f"({held / experts:.0%}) and {self.n_ctx:,} tokens; the other experts are read from "
-            "the file"
-        )
+        """A line for the user, of a model that is not all in one memory. speed: of its decode."""
+        parts = []
+        if self.gpu:
+            parts.append(self._on_gpu(self.gpu))
+        if self.expert_bytes:
+            host = self.host
+            assert host is not None and self.ram is not None
+            held, experts = self.expert_bytes / 1e9, host.experts / 1e9
+            parts.append(
+                f"{self.ram / 1e9:.1f} GB of memory for {host.dense / 1e9:.1f} GB that every token "
+                f"needs, {held:.1f} of {experts:.1f} GB of experts ({held / experts:.0%}) and "
+                f"{self.n_ctx:,} tokens; the other experts are read from the file"
+            )
+        text = f"{name}: {'; '.join(parts)}"
         if speed is None:
             return text
         return f"{text}, for about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
+
+    def _on_gpu(self, gpu: Share) -> str:
+        assert self.sizes is not None
+        every = len(self.sizes.layers)
+        rest = every - gpu.layers
+        text = f"{gpu.layers} of {every} layers" if rest else f"all {every} layers"
+        text += f" on {gpu.card.name}"
+        if gpu.expert_bytes:
+            experts = self.sizes.above(gpu.layers).experts
+            text += f" with {amount(gpu.expert_bytes)} of their {amount(experts)} of experts"
+            text += f" ({gpu.expert_bytes / experts:.0%})"
+        if rest:
+            text += f", the first {rest} on the CPU"
+        return text if self.expert_bytes else f"{text}; a context of {gpu.n_ctx:,} tokens"
 
     def warning(self, name: str, speed: Speed | None = None) -> str:
         """A line for the user, of a model that is mapped into too little memory. speed: of its
@@ -79,26 +116,31 @@ def place(
     n_ctx: int | None = None,
     kv: str | None = None,
     share: float = 1.0,
+    card: Card | None = None,
 ) -> Placement:
     """Of a model that is to run. ram: "8G", or "auto" (and None): what is available now, if the
     file does not fit into it. share: of that memory, where several models are open. A dense
-    model is mapped whatever is available: the page cache may make do.
+    model is mapped whatever is available: the page cache may make do. card: a GPU, to compute
+    what it has room for.
 
     Raises UsageError, and for a ram that was asked for DoesNotFit with what is needed and what
-    fits instead.
+    fits instead; so also for a number of layers on the card.
     """
     sizes = sizes_of(path)
     if sizes is None:
         return Placement(None, n_ctx)
-    if not sizes.experts and ram in (None, "auto"):
-        # all that is available counts: what it takes of the page cache comes back when asked for
-        free = available()
-        least = sizes.least(n_ctx or min(_LEAST_CONTEXT, sizes.n_ctx), kv)
-        most = None if free is None else int(free * share)
-        return Placement(most, n_ctx, sizes=sizes, needed=least, least=least)
-    found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share)
-    # who makes do with less memory than is needed, makes do with any context
-    return found if found.where in ("resident", "offloaded") else replace(found, n_ctx=n_ctx)
+    if sizes.experts or ram not in (None, "auto"):
+        found = place_sizes(path.name, sizes, ram, n_ctx=n_ctx, kv=kv, share=share, card=card)
+        # who makes do with less memory than is needed, makes do with any context
+        fits = found.gpu or found.where in ("resident", "offloaded")
+        return found if fits else replace(found, n_ctx=n_ctx)
+    # all that is available counts: what it takes of the page cache comes back when asked for
+    free = available()
+    most = None if free is None else int(free * share)
+    gpu = _share(path.name, sizes, card, most, n_ctx, kv)
+    context = gpu.n_ctx if gpu else n_ctx
+    least = _host(sizes, gpu).least(context or min(_LEAST_CONTEXT, sizes.n_ctx), kv)
+    return Placement(most, context, sizes=sizes, needed=least, least=least, gpu=gpu)
 
 
 def place_sizes(
@@ -109,9 +151,10 @@ def place_sizes(
     n_ctx: int | None = None,
     kv: str | None = None,
     share: float = 1.0,
+    card: Card | None = None,
 ) -> Placement:
     """As place, of a model of these sizes, dense ones judged as well."""
-    found = plan(sizes, budget(ram, share), n_ctx=n_ctx, kv=kv)
+    found = plan(sizes, budget(ram, share), n_ctx=n_ctx, kv=kv, card=card, name=name)
     if found.where == "mapped" and ram not in (None, "auto"):
         raise _refusal(name, found, share, kv)
     return found
@@ -126,9 +169,30 @@ def budget(ram: str | None, share: float = 1.0) -> int | None:
 
 
 def plan(
-    sizes: Sizes, ram: int | None, *, n_ctx: int | None = None, kv: str | None = None
+    sizes: Sizes,
+    ram: int | None,
+    *,
+    n_ctx: int | None = None,
+    kv: str | None = None,
+    card: Card | None = None,
+    name: str = "",
 ) -> Placement:
-    """In so many bytes; where it does not fit, it is mapped."""
+    """In so many bytes; where it does not fit, it is mapped. Raises as share_of."""
+    gpu = _share(name, sizes, card, ram, n_ctx, kv)
+    found = _plan(_host(sizes, gpu), ram, n_ctx, kv)
+    if gpu is None:
+        return found
+    assert found.n_ctx is not None
+    if card and gpu.n_ctx != found.n_ctx:  # both hold the same tokens: the fewer
+        n_ctx = min(gpu.n_ctx, found.n_ctx)
+        gpu = share_of(name, sizes, card, n_ctx=n_ctx, kv=kv) or gpu
+        found = _plan(_host(sizes, gpu), ram, n_ctx, kv)
+    if gpu.card.unified and found.where in ("offloaded", "mapped"):
+        return _one_memory(sizes, found, gpu, kv)
+    return replace(found, sizes=sizes, gpu=gpu)
+
+
+def _plan(sizes: Sizes, ram: int | None, n_ctx: int | None, kv: str | None) -> Placement:
     context = n_ctx or (sizes.n_ctx if ram is None else _context(ram, sizes, kv))
     needed, least = sizes.needed(context, kv), sizes.least(context, kv)
     held = 0
@@ -137,10 +201,41 @@ def plan(
     return Placement(ram, context, held, sizes, needed, least)
 
 
+def _share(
+    name: str, sizes: Sizes, card: Card | None, ram: int | None, n_ctx: int | None, kv: str | None
+) -> Share | None:
+    """What a GPU takes; of one memory for both no more than ram."""
+    if card is None:
+        return None
+    if card.unified and ram is not None:
+        card = card.within(max(0, ram - OVERHEAD))
+    return share_of(name, sizes, card, n_ctx=n_ctx, kv=kv)
+
+
+def _host(sizes: Sizes, gpu: Share | None) -> Sizes:
+    if gpu is None or gpu.card.unified:
+        return sizes
+    return sizes.below(gpu.layers, experts=gpu.expert_bytes > 0)
+
+
+def _one_memory(sizes: Sizes, found: Placement, gpu: Share, kv: str | None) -> Placement:
+    """Of a model that does not fit into memory which is the GPU's as well: its slots get what is
+    there for experts, the host's only what it needs to read the others."""
+    if found.where == "mapped":  # what a GPU uses cannot give way
+        return found
+    assert found.ram is not None
+    room = found.ram - OVERHEAD - sizes.least_experts
+    card = replace(gpu.card.within(room), layers=None)
+    less = share_of("", sizes, card, n_ctx=found.n_ctx, kv=kv)
+    if less is None or less.layers < len(sizes.layers):
+        return found
+    return replace(found, expert_bytes=sizes.least_experts, gpu=less)
+
+
 def _refusal(name: str, found: Placement, share: float, kv: str | None) -> DoesNotFit:
     from qwen3cli.plan.advice import instead
 
-    sizes, ram = found.sizes, found.ram
+    sizes, ram = found.host, found.ram
     assert sizes is not None and ram is not None
     least = math.ceil(found.least / share / 1e7)  # in 10 MB, as --ram takes it
     enough = f"{least / 100:.2f} GB" if least >= 100 else f"{least}0 MB"

@@ -112,10 +112,8 @@ def gpus(root: Path = _ROOT) -> list[str]:
     if text := _output("nvidia-smi", query, "--format=csv,noheader"):
         rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
         return [f"{row[0]}, {row[1]}, driver {row[2]}" for row in rows if len(row) == 3]
-    version = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _text(
-        root / "proc/driver/nvidia/version"
-    ))  # fmt: skip
-    driver = f", driver {version[1]}" if version else ""
+    version = nvidia_driver(root)
+    driver = f", driver {version}" if version else ""
     found = []
     for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         if name := re.search(r"^Model:\s*(.+)$", _text(file), re.M):
@@ -123,6 +121,13 @@ def gpus(root: Path = _ROOT) -> list[str]:
     if sys.platform == "darwin" and platform.machine() == "arm64":
         found.append(f"{cpu_name(root)}, Metal")
     return found
+
+
+def nvidia_driver(root: Path = _ROOT) -> str | None:
+    """Its version."""
+    text = _text(root / "proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", text)
+    return found[1] if found else None
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwen3cli.engine import TOGETHER, Cancelled, Grammar, Session, extend_together
-from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
+from qwen3cli.errors import (
+    ANSWER_CUT,
+    INTERRUPTED,
+    ContextOverflow,
+    DoesNotFit,
+    Qwen3Error,
+    UsageError,
+)
 from qwen3cli.interrupt import interruptible
 from qwen3cli.options import Options
 from qwen3cli.plan.memory import available
@@ -66,9 +73,12 @@ def batch(order: Batch, options: Options, terminal: Terminal) -> int:
         left = [question for question in questions if question.number not in answers.done]
         n = min(order.parallel or _most(first.session, terminal, len(left)), max(1, len(left)))
         lanes = [_Lane(first, grammar)]
-        while len(lanes) < n:
-            session = model.session(n_ctx=first.session.n_ctx, kv=options.kv)
-            lanes.append(_Lane(Conversation(session), grammar))
+        with suppress(DoesNotFit):  # a GPU is asked by trying
+            while len(lanes) < n:
+                session = model.session(n_ctx=first.session.n_ctx, kv=options.kv)
+                lanes.append(_Lane(Conversation(session), grammar))
+        if len(lanes) < n:
+            _fewer(len(lanes), first.session, terminal)
         driver = _Driver(lanes, left)
         with terminal.progress(f"{source} to {target}") as move, interruptible(driver.stop):
             move(len(answers.done), len(questions))
@@ -87,11 +97,15 @@ def _most(session: Session, terminal: Terminal, wanted: int) -> int:
     room = int(free * _SHARE) - sizes.dense - experts
     n = max(1, min(TOGETHER, room // (session.kv_bytes + _WORKING_MEMORY)))
     if n < min(TOGETHER, wanted):
-        terminal.note(
-            f"qwen3: {n} at a time: memory holds no more contexts of {session.n_ctx:,} tokens; a "
-            "smaller one (--ctx N) lets more be computed together"
-        )
+        _fewer(n, session, terminal)
     return n
+
+
+def _fewer(n: int, session: Session, terminal: Terminal) -> None:
+    terminal.note(
+        f"qwen3: {n} at a time: memory holds no more contexts of {session.n_ctx:,} tokens; a "
+        "smaller one (--ctx N) lets more be computed together"
+    )
 
 
 def _end(questions: Sequence[Question], answers: Answers, stopped: bool, terminal: Terminal) -> int:

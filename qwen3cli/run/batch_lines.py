@@ -42,7 +42,7 @@ _SETTINGS: dict[str, tuple[type[Any], ...]] = {
     "stop": (list,),
 }
 _FIELDS = {"temperature": "temp"}  # of Options, where they have another name
-_INDIFFERENT = ("model", "threads", "ram", "thoughts")  # to what is answered
+_INDIFFERENT = ("model", "threads", "ram", "gpu", "vram", "thoughts")  # to what is answered
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3cli.engine import Model, Session
+from qwen3cli.engine import Session
 from qwen3cli.errors import ANSWER_CUT, INTERRUPTED, ContextOverflow, Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible, stoppable
 from qwen3cli.library import obtain
+from qwen3cli.opening import Opening
+from qwen3cli.opening import open_session as opened
 from qwen3cli.options import Options
-from qwen3cli.plan.placement import Placement, place
+from qwen3cli.plan.gpu import card
 from qwen3cli.prompt import Generation
 from qwen3cli.run import receipts
 from qwen3cli.run.pieces import gather, joined, overflow
@@ -134,26 +135,17 @@ def open_conversation(options: Options, terminal: Terminal) -> Conversation:
 def open_session(options: Options, terminal: Terminal) -> Session:
     """A session of the model that the options choose."""
     path = obtain.choose(options.model, terminal)
-    placement = place(path, options.ram, n_ctx=options.ctx, kv=options.kv)
-    if note := _expected(placement, path, options):
-        terminal.note(note)
-    model = Model(path, threads=options.threads, expert_bytes=placement.expert_bytes)
-    model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
-    return model.session(n_ctx=placement.n_ctx, kv=options.kv)
-
-
-def _expected(placement: Placement, path: Path, options: Options) -> str | None:
-    """What to tell of a model that is not all in memory, and how fast it will be."""
-    sizes, ram = placement.sizes, placement.ram
-    if sizes is None or ram is None or placement.where == "resident":
-        return None
-    from qwen3cli.plan.machine import rates
-    from qwen3cli.plan.predict import at_best, predict
-
-    machine = rates(path, options.threads)
-    if placement.where == "mapped":
-        return placement.warning(path.name, at_best(sizes, ram, machine))
-    return placement.describe(path.stem, predict(sizes, placement.expert_bytes, machine))
+    opening = Opening(
+        path,
+        options.ram,
+        card(options.gpu, options.vram),
+        options.ctx,
+        options.kv,
+        options.threads,
+    )
+    session = opened(opening, terminal.note, expected=True)
+    session.model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
+    return session
 
 
 def objection(conversation: Conversation, settings: Settings) -> str | None:

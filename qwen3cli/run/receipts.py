@@ -1,8 +1,8 @@
 """Receipts: all that decided what a run said, in a file from which `replay` repeats it.
 
 A receipt is a JSON object, one key a line: the model by the sha256 of its files; ids of the prompt
-and of all that was generated; sampling, budget, context and kv cache. Versions, instruction set
-and template are in it to explain a difference. An interrupted reply leaves none.
+and of all that was generated; sampling, budget, context and kv cache. Versions, instruction set,
+GPU and template are in it to explain a difference. An interrupted reply leaves none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -72,7 +72,7 @@ class Receipt:
     model: str  # as it was asked for
     path: str  # where that was
     files: dict[str, str]  # sha256 by name
-    versions: dict[str, str]  # of qwen3, isa, python, platform
+    versions: dict[str, str]  # of qwen3, isa, python, platform; gpu, where one computed
     template: str  # sha256
     generation: str
     messages: list[dict[str, Any]]  # the system prompt and the question
@@ -92,6 +92,7 @@ class Receipt:
     sampling: dict[str, Any]  # without the seed
     prompt: list[int]
     samples: list[Sample]
+    gpu_layers: int = 0  # the last so many, computed by a GPU
 
     def settings(self, sample: Sample, grammar: Grammar | None) -> Settings:
         """Settings that repeat a sample. What a clock, the user or a loop ended comes to the
@@ -128,12 +129,16 @@ def digest(text: str) -> str:
 
 def versions(model: Model) -> dict[str, str]:
     """What computes, and may compute other bits than another."""
-    return {
+    found = {
         "qwen3": __version__,
         "isa": model.isa,
         "python": platform.python_version(),
         "platform": f"{sys.platform}-{platform.machine()}",
     }
+    if model.device:
+        of = f"{model.gpu_stats.n_layers} of {model.config['n_layers']} layers"
+        found["gpu"] = f"{model.device.name} ({model.device.backend}, {of})"
+    return found
 
 
 def model_files(path: Path, terminal: Terminal) -> dict[str, str]:
@@ -171,7 +176,7 @@ def of(
         messages=messages,
         thinking=conversation.thinks(settings),
         n_ctx=session.n_ctx,
-        kv=options.kv or model.config["kv"],
+        kv=options.kv or model.kv,
         prefer_cached=options.prefer_cached,
         drop_misses=options.drop_misses,
         expert_bytes=model.expert_stats.budget_bytes,
@@ -185,6 +190,7 @@ def of(
         sampling=sampling,
         prompt=list(first.prompt),
         samples=[Sample.of(reply) for reply in replies],
+        gpu_layers=model.gpu_stats.n_layers,
     )
 
 
@@ -269,8 +275,11 @@ def _made(kind: type[Any], table: Any) -> Any:
     hints = get_type_hints(kind)
     if not isinstance(table, dict):
         raise ValueError(f"no {kind.__name__.lower()} is {table!r:.40}")
+    optional = {field.name for field in fields(kind) if field.default is not MISSING}
     for name in [*hints, *table]:
         if name not in table:
+            if name in optional:  # it was written before there was one
+                continue
             raise ValueError(f"it has no {name}")
         if name not in hints or not _fits(table[name], hints[name]):
             raise ValueError(f"its {name} is {table[name]!r:.40}")

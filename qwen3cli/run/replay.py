@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from qwen3cli.engine import Grammar, Model, Tokenizer
-from qwen3cli.errors import ModelNotFound, Qwen3Error
+from qwen3cli.engine import Grammar, Model, Session, Tokenizer
+from qwen3cli.errors import DoesNotFit, ModelNotFound, Qwen3Error, UsageError
 from qwen3cli.interrupt import interruptible
 from qwen3cli.library import obtain
-from qwen3cli.plan.placement import place
+from qwen3cli.opening import Opening, open_session
+from qwen3cli.plan.gpu import card
 from qwen3cli.prompt import Generation
 from qwen3cli.reply import Compute, Reply, Run, Wishes, computed
 from qwen3cli.run import receipts
@@ -37,15 +39,8 @@ def replay(
     1 if any text is another one; then stdout has the others."""
     receipt = receipts.read(file)
     path = _find(receipt, model, terminal)
-    placement = place(path, ram, n_ctx=receipt.n_ctx, kv=receipt.kv)
-    exact = not (receipt.prefer_cached or receipt.drop_misses)
-    opened = Model(
-        path,
-        threads=threads,
-        expert_bytes=placement.expert_bytes if exact else receipt.expert_bytes,
-    )
-    opened.approximate(prefer=receipt.prefer_cached, drop=receipt.drop_misses)
-    session = opened.session(n_ctx=receipt.n_ctx, kv=receipt.kv)
+    session = _open(receipt, path, ram, threads, terminal)
+    opened = session.model
     changes = _changes(receipt, opened)
     tokens = ThinkTokens.of(opened.tokenizer, opened.metadata())
     grammar = (
@@ -76,6 +71,24 @@ def replay(
     return 0 if reproduced else Qwen3Error.exit_code
 
 
+def _open(
+    receipt: Receipt, path: Path, ram: str | None, threads: int, terminal: Terminal
+) -> Session:
+    """With as many layers on a GPU as there were, if that can be: another device may compute
+    other bits."""
+    if receipt.prefer_cached or receipt.drop_misses:
+        model = Model(path, threads=threads, expert_bytes=receipt.expert_bytes)
+        model.approximate(prefer=receipt.prefer_cached, drop=receipt.drop_misses)
+        return model.session(n_ctx=receipt.n_ctx, kv=receipt.kv)
+    opening = Opening(path, ram, None, receipt.n_ctx, receipt.kv, threads)
+    found = card("auto", None) if receipt.gpu_layers else None
+    if found:
+        with suppress(DoesNotFit, UsageError):
+            exact = replace(found, layers=receipt.gpu_layers)
+            return open_session(replace(opening, card=exact), terminal.note)
+    return open_session(replace(opening, card=found), terminal.note)
+
+
 def _find(receipt: Receipt, model: str | None, terminal: Terminal) -> Path:
     """The model of the receipt. Raises ModelNotFound, and Qwen3Error for another one."""
     if model is not None:
@@ -101,11 +114,13 @@ def _digests(files: dict[str, str]) -> str:
 
 def _changes(receipt: Receipt, model: Model) -> list[str]:
     """What is not as it was, and may explain another text."""
-    then, now = receipt.versions, receipts.versions(model)
+    then, now, missing = receipt.versions, receipts.versions(model), "not told"
+    if "gpu" in then or "gpu" in now:
+        then, now = {"gpu": "none"} | then, {"gpu": "none"} | now
     changes = [
-        f"{name} was {then.get(name, 'not told')} and is {now[name]}"
-        for name in now
-        if then.get(name) != now[name]
+        f"{name} was {then.get(name, missing)} and is {now.get(name, missing)}"
+        for name in {**now, **then}
+        if then.get(name) != now.get(name)
     ]
     if "isa" in then and then["isa"] != now["isa"]:
         changes.append(f"QWEN3_ISA={then['isa']} computes as it was, where the processor can")

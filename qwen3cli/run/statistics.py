@@ -31,7 +31,20 @@ def statistics(reply: Reply, session: Session) -> str:
     if (stats := session.model.expert_stats).budget_bytes:
         line += f", {stats.hit_rate:.1%} of experts in memory, {stats.bytes_read / 1e9:.2f} GB "
         line += f"read, {stats.stall_s:.1f} s waited"
+    if share := _on_gpu(session.model):
+        line += f", {share}"
     return line
+
+
+def _on_gpu(model: Model) -> str:
+    """What of a model a GPU has, if that is not all."""
+    stats, n_layers = model.gpu_stats, model.config["n_layers"]
+    parts = []
+    if 0 < stats.n_layers < n_layers:
+        parts.append(f"{stats.n_layers} of {n_layers} layers on the GPU")
+    if stats.misses:
+        parts.append(f"{stats.hit_rate:.1%} of experts there, {stats.stall_s:.1f} s waited")
+    return ", ".join(parts)
 
 
 def _unit(n: int) -> str:
@@ -58,31 +71,77 @@ def experts(model: Model) -> str | None:
     )
 
 
+def gpu(model: Model) -> str | None:
+    """What a GPU has of a model, and what became of the experts that it wanted."""
+    stats, device = model.gpu_stats, model.device
+    if device is None:
+        return None
+    line = f"gpu: {stats.n_layers} of {model.config['n_layers']} layers on {device.name}, "
+    line += f"{stats.bytes / 1e9:.2f} GB"
+    if stats.misses:
+        line += (
+            f"; {stats.expert_bytes / 1e9:.2f} GB of experts; {stats.hits:,} were there, "
+            f"{stats.copied:,} were copied ({stats.bytes_copied / 1e9:.2f} GB), "
+            f"{stats.computed:,} computed by the CPU ({stats.stall_s:.1f} s waited)"
+        )
+    return line
+
+
 def described(reply: Reply, settings: Settings, model: Model) -> dict[str, object]:
     """The reply as --json prints it."""
     sampling = asdict(reply.sampling)
     del sampling["seed"]
-    return {
-        "model": str(model.path),
-        "prompt_tokens": reply.prompt_tokens,
-        "reused_tokens": reply.reused_tokens,
-        "thoughts": reply.thoughts,
-        "answer": reply.answer,
-        "thinking_tokens": reply.thinking_tokens,
-        "budget": reply.budget,
-        "seconds": reply.seconds,
-        "landing": settings.landing,
-        "thinking_stop": reply.thinking_stop,
-        "inserted_tokens": reply.inserted_tokens,
-        "thinking_s": round(reply.thinking_s, 3),
-        "answer_tokens": reply.answer_tokens,
-        "answer_stop": reply.answer_stop,
-        "dropped": reply.dropped,
-        "seed": reply.seed,
-        "sampling": sampling,
-        "prefill_tok_s": round(reply.prefill_tok_s, 1),
-        "decode_tok_s": round(reply.decode_tok_s, 2),
-    } | _experts(model)
+    return (
+        {
+            "model": str(model.path),
+            "prompt_tokens": reply.prompt_tokens,
+            "reused_tokens": reply.reused_tokens,
+            "thoughts": reply.thoughts,
+            "answer": reply.answer,
+            "thinking_tokens": reply.thinking_tokens,
+            "budget": reply.budget,
+            "seconds": reply.seconds,
+            "landing": settings.landing,
+            "thinking_stop": reply.thinking_stop,
+            "inserted_tokens": reply.inserted_tokens,
+            "thinking_s": round(reply.thinking_s, 3),
+            "answer_tokens": reply.answer_tokens,
+            "answer_stop": reply.answer_stop,
+            "dropped": reply.dropped,
+            "seed": reply.seed,
+            "sampling": sampling,
+            "prefill_tok_s": round(reply.prefill_tok_s, 1),
+            "decode_tok_s": round(reply.decode_tok_s, 2),
+        }
+        | _experts(model)
+        | on_gpu(model)
+    )
+
+
+def on_gpu(model: Model) -> dict[str, object]:
+    """What --json tells of a GPU; nothing where none is used."""
+    device, stats = model.device, model.gpu_stats
+    if device is None:
+        return {}
+    told: dict[str, object] = {
+        "name": device.name,
+        "backend": device.backend,
+        "layers": stats.n_layers,
+        "bytes": stats.bytes,
+    }
+    if stats.n_slots:
+        told["experts"] = {
+            "budget_bytes": stats.expert_bytes,
+            "slots": stats.n_slots,
+            "hit_rate": round(stats.hit_rate, 4),
+            "hits": stats.hits,
+            "misses": stats.misses,
+            "copied": stats.copied,
+            "computed": stats.computed,
+            "bytes_copied": stats.bytes_copied,
+            "stall_s": round(stats.stall_s, 3),
+        }
+    return {"gpu": told}
 
 
 def _experts(model: Model) -> dict[str, object]:
