@@ -269,15 +269,6 @@ def probe_device(index: int) -> dict[str, float]:
         raise _raise(error) from None
 
 
-def probe_device(index: int) -> dict[str, float]:
-    """What a GPU can do now, measured: read, upload and download, bytes a second; f16 and int8,
-    products a second, each added up (0: it has no units for them)."""
-    try:
-        return qwen3_native.probe_device(index)
-    except qwen3_native.NativeError as error:
-        raise _raise(error) from None
-
-
 class Model:
     """A GGUF model, mapped and validated. Sessions share its weights."""
 
