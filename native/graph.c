@@ -123,7 +123,7 @@ static void look_ahead(const step *s, int next, int tid) {
     const workspace *ws = s->work;
     const qwen3_model *m = ws->model;
     if (m->approximates || !experts_guesses(m->offload.experts)) return;
-    if (next == m->config.n_layers) return;
+    if (next == m->n_host_layers) return;
     const layer *l = &m->layers[next];
     if (s->n > FEW_TOKENS) {
         static const int32_t first[GROUP] = {0, 1, 2, 3, 4, 5, 6, 7};
@@ -192,7 +192,7 @@ static void forward(void *arg, int tid, int n_threads) {
     embed(s, tid);
     look_for_end(s, tid);
     pool_barrier(m->pool, tid);
-    for (int i = 0; i < m->config.n_layers && s->status == QWEN3_OK; i++) {
+    for (int i = 0; i < m->n_host_layers && s->status == QWEN3_OK; i++) {
         const layer *l = &m->layers[i];
         bool moe = m->config.n_experts > 0;
         bool every_token = s->n_logits > 1 || ws->importance; /* is wanted, of the last layer too */

@@ -4,7 +4,7 @@
 
 #include "step.h"
 
-/* Computes n <= batch tokens whose predecessors are in the cache, and appends their keys and
+/* Computes the CPU's layers, and without a device's behind them the logits, of n <= batch tokens whose predecessors are in the cache, and appends their keys and
  * values: of one sequence those from its position on, and its logits receive those of the last
  * n_logits tokens, 0 to n; of n sequences one token each, n_logits being n. The positions may have
  * changed behind it. QWEN3_ERR_CANCELLED when a cancel was seen, without a text; an expert that

@@ -7,8 +7,8 @@
 #include "decode.h"
 #include "error.h"
 
-qwen3_status kv_init(kv_cache *kv, const qwen3_config *c, int n_ctx, qwen3_kv_type type,
-                     qwen3_error *err) {
+qwen3_status kv_init(kv_cache *kv, const qwen3_config *c, int n_layers, int n_ctx,
+                     qwen3_kv_type type, qwen3_error *err) {
     static const uint32_t types[] = {
         [QWEN3_KV_F16] = TYPE_F16, [QWEN3_KV_F32] = TYPE_F32, [QWEN3_KV_Q8] = TYPE_Q8_0};
     if ((unsigned)type >= sizeof types / sizeof *types)
@@ -17,7 +17,7 @@ qwen3_status kv_init(kv_cache *kv, const qwen3_config *c, int n_ctx, qwen3_kv_ty
         return fail(err, QWEN3_ERR_UNSUPPORTED,
                     "a q8 kv cache takes heads of whole blocks of 32, not of %d: use f16",
                     c->head_dim);
-    *kv = (kv_cache){.n_layers = c->n_layers, .n_kv_heads = c->n_kv_heads,
+    *kv = (kv_cache){.n_layers = n_layers, .n_kv_heads = c->n_kv_heads,
                      .head_dim = c->head_dim, .n_ctx = n_ctx, .type = types[type]};
     kv->stream = ((size_t)n_ctx + KV_TILE - 1) / KV_TILE * kv_tile_bytes(kv->type, c->head_dim);
     size_t bytes = 2; /* every factor is bounded, the product may not be */
@@ -25,6 +25,7 @@ qwen3_status kv_init(kv_cache *kv, const qwen3_config *c, int n_ctx, qwen3_kv_ty
         __builtin_mul_overflow(bytes, (size_t)kv->n_layers, &bytes) ||
         __builtin_mul_overflow(bytes, (size_t)kv->n_kv_heads, &bytes))
         return fail(err, QWEN3_ERR_MEMORY, "a context of %d tokens overflows memory", n_ctx);
+    if (bytes == 0) return QWEN3_OK;
     void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (data == MAP_FAILED)

@@ -12,8 +12,10 @@ typedef struct {
     size_t bytes;
 } kv_cache;
 
-/* Reserves address space for n_ctx positions; memory is taken as positions fill. */
-qwen3_status kv_init(kv_cache *, const qwen3_config *, int n_ctx, qwen3_kv_type, qwen3_error *err);
+/* Reserves address space for n_ctx positions of n_layers layers; memory is taken as positions
+ * fill. */
+qwen3_status kv_init(kv_cache *, const qwen3_config *, int n_layers, int n_ctx, qwen3_kv_type,
+                     qwen3_error *err);
 void kv_free(kv_cache *);
 
 /* The keys of one head of one layer, in tiles (see backend.h): one stream in memory. */

@@ -269,6 +269,7 @@ static qwen3_status bind_tensors(qwen3_model *m, qwen3_error *err) {
                         "tensor '%.*s': Qwen3 has no biases, so this is another architecture",
                         STR_ARG(name));
     }
+    m->n_host_layers = c->n_layers;
     c->default_kv = m->layers[0].k.type == TYPE_F32 ? QWEN3_KV_F32 : QWEN3_KV_F16;
     return QWEN3_OK;
 }
@@ -313,6 +314,7 @@ qwen3_model *qwen3_model_from_file(qwen3_file *file, int n_threads, uint64_t exp
     }
     m->file = file;
     m->owner = getpid();
+    atomic_init(&m->n_sessions, 0);
     qwen3_status status = read_config(file, &m->config, err);
     if (status == QWEN3_OK) status = bind_tensors(m, err);
     if (status == QWEN3_OK) status = init_rope(m, err);

@@ -2,6 +2,7 @@
 #ifndef QWEN3_MODEL_H
 #define QWEN3_MODEL_H
 
+#include <stdatomic.h>
 #include <sys/types.h>
 
 #include "backend.h"
@@ -25,8 +26,10 @@ struct qwen3_model {
     float *norms;       /* every norm vector, decoded; the pointers above lead here */
     float *rope_freq;   /* [head_dim / 2], radians per position, YaRN applied */
     float rope_scale;   /* factor on cos and sin, 1 without YaRN */
-    struct resident_model *gpu; /* a device's share; NULL: it is all the CPU's */
+    int n_host_layers;  /* the first so many are the CPU's: all of them, but for */
+    struct resident_model *gpu; /* a device's share, if it has one: the others, and the output */
     void (*gpu_release)(struct resident_model *); /* of gpu/use.c, which knows models itself */
+    atomic_int n_sessions;
 };
 
 #endif

@@ -184,6 +184,22 @@ static void fill_share(void *arg, int tid, int n_threads) {
     }
 }
 
+/* Its layers by a copy of one that the host fills. */
+static qwen3_status fill_device(const qwen3_session *s, fill_job job, qwen3_error *err) {
+    kv_cache layer = s->kv;
+    layer.n_layers = 1;
+    layer.data = calloc(kv_n_streams(&layer), layer.stream);
+    if (!layer.data) return fail(err, QWEN3_ERR_MEMORY, "out of memory");
+    job.kv = &layer;
+    pool_run(s->model->pool, fill_share, &job);
+    qwen3_status status = QWEN3_OK;
+    for (size_t i = kv_n_streams(&s->kv); i < session_n_streams(s) && status == QWEN3_OK; i++)
+        status = session_write_stream(s, i, 0, kv_stream(&layer, i % kv_n_streams(&layer)),
+                                      layer.stream, err);
+    free(layer.data);
+    return status;
+}
+
 qwen3_status qwen3_session_fill(qwen3_session *s, size_t n, qwen3_error *err) {
     const qwen3_model *m = s->model;
     size_t count = ROWS * (size_t)m->config.head_dim;
@@ -203,11 +219,12 @@ qwen3_status qwen3_session_fill(qwen3_session *s, size_t n, qwen3_error *err) {
     }
     fill_job job = {m, &s->kv, n, rows + scratch, rows};
     pool_run(m->pool, fill_share, &job);
+    if (s->gpu) status = fill_device(s, job, err);
     for (size_t i = 0; i < n; i++) s->ids[i] = (int32_t)(i % (size_t)m->config.n_vocab);
-    s->n = n;
+    s->n = status == QWEN3_OK ? n : 0;
     s->has_logits = false;
     free(rows);
-    return QWEN3_OK;
+    return status;
 }
 
 /* ---- forced routes ---------------------------------------------------------------- */
@@ -228,6 +245,8 @@ qwen3_status qwen3_session_force_routes(qwen3_session *s, const int32_t *routes,
     const qwen3_config *c = &s->model->config;
     if (!c->n_experts || (routes && n_tokens == 0) || (guesses && !routes))
         return fail(err, QWEN3_ERR_ARG, "routes are for a mixture of experts, of a token at least");
+    if (routes && s->gpu)
+        return fail(err, QWEN3_ERR_ARG, "a GPU takes no forced routes: open the model without it");
     qwen3_status status = check_routes(c, routes, n_tokens, err);
     if (status == QWEN3_OK) status = check_routes(c, guesses, n_tokens, err);
     if (status != QWEN3_OK) return status;

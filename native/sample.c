@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "gpu/logits.h"
 #include "grammar.h"
 #include "session.h"
 
@@ -65,11 +66,19 @@ static candidate *select_top(candidate *c, size_t n, size_t k) {
     return c;
 }
 
+static bool penalizes(const qwen3_sampling *p) {
+    return p->repetition_penalty != 1 || p->presence_penalty != 0;
+}
+
+static void mark_seen(qwen3_session *s, size_t generated_from) {
+    memset(s->seen, 0, (size_t)s->model->config.n_vocab);
+    for (size_t i = 0; i < s->n; i++) s->seen[s->ids[i]] |= i >= generated_from ? 3 : 1;
+}
+
 static void penalize(qwen3_session *s, const qwen3_sampling *p, size_t generated_from) {
     size_t n_vocab = (size_t)s->model->config.n_vocab;
-    if (p->repetition_penalty == 1 && p->presence_penalty == 0) return;
-    memset(s->seen, 0, n_vocab);
-    for (size_t i = 0; i < s->n; i++) s->seen[s->ids[i]] |= i >= generated_from ? 3 : 1;
+    if (!penalizes(p)) return;
+    mark_seen(s, generated_from);
     for (size_t i = 0; i < n_vocab; i++) {
         float *logit = &s->candidates[i].logit;
         if (s->seen[i] & 1)
@@ -95,12 +104,50 @@ static qwen3_status check(const qwen3_session *s, const qwen3_sampling *p, qwen3
     if (!(p->presence_penalty >= -100 && p->presence_penalty <= 100))
         return fail(err, QWEN3_ERR_ARG, "presence penalty %g: use -100 to 100, 0 is off",
                     (double)p->presence_penalty);
-    for (int32_t i = 0; i < s->model->config.n_vocab; i++)
-        if (!isfinite(s->logits[i]))
-            return fail(err, QWEN3_ERR_FORMAT,
-                        "the logit of token %d is not a finite number: the model file is damaged "
-                        "or was badly converted", i);
     return QWEN3_OK;
+}
+
+/* All tokens, after penalties, as candidates. */
+static qwen3_status all_candidates(qwen3_session *s, const qwen3_sampling *p,
+                                   size_t generated_from, qwen3_error *err) {
+    qwen3_status status = session_fetch_logits(s, err);
+    for (int32_t i = 0; i < s->model->config.n_vocab && status == QWEN3_OK; i++) {
+        if (!isfinite(s->logits[i]))
+            status = fail(err, QWEN3_ERR_FORMAT,
+                          "the logit of token %d is not a finite number: the model file is damaged "
+                          "or was badly converted", i);
+        s->candidates[i] = (candidate){i, s->logits[i]};
+    }
+    if (status == QWEN3_OK) penalize(s, p, generated_from);
+    return status;
+}
+
+/* The ids that are penalized, the generated ones first, to where a device takes them from. */
+static gpu_penalties penalties_of(qwen3_session *s, const qwen3_sampling *p,
+                                  size_t generated_from) {
+    gpu_penalties all = {0, 0, p->repetition_penalty, p->presence_penalty};
+    if (!penalizes(p)) return all;
+    int32_t *to = s->gpu->staged.penalized, n_vocab = s->model->config.n_vocab;
+    mark_seen(s, generated_from);
+    for (int32_t id = 0; id < n_vocab; id++)
+        if (s->seen[id] & 2) to[all.n++] = id;
+    all.n_generated = all.n;
+    for (int32_t id = 0; id < n_vocab; id++)
+        if (s->seen[id] == 1) to[all.n++] = id;
+    return all;
+}
+
+/* While the logits are a device's: the first in rank of all_candidates, as many as can be drawn, in
+ * order. 0: let the host look, as for logits that are not finite. */
+static size_t best_candidates(qwen3_session *s, const qwen3_sampling *p, size_t generated_from) {
+    int32_t k = p->temperature == 0 ? 1 : p->top_k;
+    if (!s->gpu || !s->gpu->logits_wait) return 0;
+    if (k < 1 || k > TOP_MOST || k >= s->model->config.n_vocab) return 0;
+    const top_result *top = s->gpu->staged.top;
+    gpu_penalties penalties = penalties_of(s, p, generated_from);
+    if (gpu_best(s->gpu, &penalties, k, NULL) != QWEN3_OK || top->bad >= 0) return 0;
+    for (int32_t i = 0; i < k; i++) s->candidates[i] = (candidate){top->id[i], top->logit[i]};
+    return (size_t)k;
 }
 
 /* The probability of a candidate as a fraction of the best one's. */
@@ -151,9 +198,11 @@ static int32_t draw(qwen3_session *s, const qwen3_sampling *p, size_t generated_
                     const uint64_t *mask, size_t n_mask, qwen3_error *err) {
     if (check(s, p, err) != QWEN3_OK) return -1;
     candidate *c = s->candidates;
-    size_t n = (size_t)s->model->config.n_vocab;
-    for (size_t i = 0; i < n; i++) c[i] = (candidate){(int32_t)i, s->logits[i]};
-    penalize(s, p, generated_from);
+    size_t n = mask ? 0 : best_candidates(s, p, generated_from);
+    if (n == 0) {
+        n = (size_t)s->model->config.n_vocab;
+        if (all_candidates(s, p, generated_from, err) != QWEN3_OK) return -1;
+    }
     if (mask) n = keep_allowed(c, n, mask, n_mask);
     if (n == 0) {
         fail(err, QWEN3_ERR_ARG, "the grammar allows no token here: the text is complete, and "

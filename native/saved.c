@@ -39,7 +39,8 @@ static uint64_t checksum_of(const head *h) { return hash_bytes(h, offsetof(head,
 
 static head head_of(const qwen3_session *s) {
     const kv_cache *kv = &s->kv;
-    head h = {.version = VERSION, .kv_type = kv->type, .n_layers = (uint32_t)kv->n_layers,
+    head h = {.version = VERSION, .kv_type = kv->type,
+              .n_layers = (uint32_t)s->model->config.n_layers,
               .n_kv_heads = (uint32_t)kv->n_kv_heads, .head_dim = (uint32_t)kv->head_dim,
               .n_vocab = (uint32_t)s->model->config.n_vocab, .n = (uint32_t)s->n,
               .has_logits = s->has_logits, .model = model_fingerprint(s->model)};
@@ -57,6 +58,7 @@ typedef struct {
     int fd;
     const char *path;
     uint64_t checksum; /* of what was moved */
+    bool reads;        /* else it is written */
 } file;
 
 typedef qwen3_status mover(file *, void *bytes, size_t n, qwen3_error *err);
@@ -67,17 +69,37 @@ static size_t stream_bytes(const kv_cache *kv, size_t n) {
 
 static uint64_t file_bytes(const qwen3_session *s, const head *h) {
     return sizeof *h + h->n * sizeof *s->ids + (h->has_logits ? h->n_vocab * sizeof *s->logits : 0) +
-           kv_n_streams(&s->kv) * stream_bytes(&s->kv, h->n) + sizeof(uint64_t);
+           session_n_streams(s) * stream_bytes(&s->kv, h->n) + sizeof(uint64_t);
+}
+
+/* A stream that a device has, by way of the host's memory. */
+static qwen3_status move_from_device(const qwen3_session *s, size_t stream, size_t n, file *f,
+                                     mover *move, qwen3_error *err) {
+    qwen3_status status = QWEN3_OK;
+    uint8_t *bytes = malloc(PIECE);
+    if (!bytes) return fail(err, QWEN3_ERR_MEMORY, "out of memory");
+    for (size_t done = 0; status == QWEN3_OK && done < n; done += PIECE) {
+        size_t piece = n - done < PIECE ? n - done : PIECE;
+        if (!f->reads) status = session_read_stream(s, stream, done, bytes, piece, err);
+        if (status == QWEN3_OK) status = move(f, bytes, piece, err);
+        if (status == QWEN3_OK && f->reads)
+            status = session_write_stream(s, stream, done, bytes, piece, err);
+    }
+    free(bytes);
+    return status;
 }
 
 /* Everything between the head and the last checksum, one way or the other. */
 static qwen3_status move_session(const qwen3_session *s, const head *h, file *f, mover *move,
                                  qwen3_error *err) {
+    size_t n = stream_bytes(&s->kv, h->n);
     qwen3_status status = move(f, s->ids, h->n * sizeof *s->ids, err);
     if (status == QWEN3_OK && h->has_logits)
         status = move(f, s->logits, h->n_vocab * sizeof *s->logits, err);
-    for (size_t i = 0; status == QWEN3_OK && i < kv_n_streams(&s->kv); i++)
-        status = move(f, kv_stream(&s->kv, i), stream_bytes(&s->kv, h->n), err);
+    for (size_t i = 0; status == QWEN3_OK && i < session_n_streams(s); i++) {
+        uint8_t *here = session_stream(s, i);
+        status = here ? move(f, here, n, err) : move_from_device(s, i, n, f, move, err);
+    }
     return status;
 }
 
@@ -143,7 +165,8 @@ static void sync_folder(char *path) {
 static qwen3_status write_session(const qwen3_session *s, file *f, qwen3_error *err) {
     head h = head_of(s);
     f->checksum = h.checksum;
-    qwen3_status status = put(f, &h, sizeof h, err);
+    qwen3_status status = session_fetch_logits(s, err);
+    if (status == QWEN3_OK) status = put(f, &h, sizeof h, err);
     if (status == QWEN3_OK) status = move_session(s, &h, f, write_bytes, err);
     if (status == QWEN3_OK) status = put(f, &f->checksum, sizeof f->checksum, err);
     if (status == QWEN3_OK && fsync(f->fd) != 0) status = cannot_write(f->path, err);
@@ -254,6 +277,7 @@ static qwen3_status check_head(const qwen3_session *s, const head *h, uint64_t s
 static qwen3_status read_session(qwen3_session *s, const head *h, file *f, qwen3_error *err) {
     uint64_t checksum;
     f->checksum = h->checksum;
+    f->reads = true;
     s->n = 0; /* until all of it has come */
     s->has_logits = false;
     qwen3_status status = move_session(s, h, f, read_bytes, err);
@@ -263,7 +287,7 @@ static qwen3_status read_session(qwen3_session *s, const head *h, file *f, qwen3
     for (size_t i = 0; i < h->n; i++)
         if (s->ids[i] < 0 || (uint32_t)s->ids[i] >= h->n_vocab) return damaged(err);
     s->n = h->n;
-    s->has_logits = h->has_logits;
+    session_has_logits(s, h->has_logits);
     return QWEN3_OK;
 }
 

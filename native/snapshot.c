@@ -14,7 +14,7 @@ struct qwen3_snapshot {
     size_t first_tile, tile_bytes, stream; /* tiles from the one that holds start; bytes of each */
     int32_t *ids;       /* [n] */
     float *logits;      /* [n_vocab], NULL when there were none */
-    uint8_t *tiles;     /* [kv_n_streams][stream] */
+    uint8_t *tiles;     /* [session_n_streams][stream] */
     size_t bytes;
 };
 
@@ -32,6 +32,7 @@ qwen3_snapshot *qwen3_session_snapshot(const qwen3_session *s, size_t start, qwe
              s->n);
         return NULL;
     }
+    if (session_fetch_logits(s, err) != QWEN3_OK) return NULL;
     qwen3_snapshot *x = calloc(1, sizeof *x);
     if (!x) {
         fail(err, QWEN3_ERR_MEMORY, "out of memory");
@@ -41,7 +42,7 @@ qwen3_snapshot *qwen3_session_snapshot(const qwen3_session *s, size_t start, qwe
     x->tile_bytes = kv_tile_bytes(kv->type, kv->head_dim);
     x->first_tile = start / KV_TILE;
     x->stream = ((s->n + KV_TILE - 1) / KV_TILE - x->first_tile) * x->tile_bytes;
-    size_t n_tiles = kv_n_streams(kv) * x->stream;
+    size_t n_streams = session_n_streams(s), n_tiles = n_streams * x->stream;
     x->bytes = sizeof *x + s->n * sizeof *s->ids + n_tiles + (s->has_logits ? n_logits : 0);
     x->ids = copy(s->ids, s->n * sizeof *s->ids);
     x->logits = s->has_logits ? copy(s->logits, n_logits) : NULL;
@@ -52,9 +53,12 @@ qwen3_snapshot *qwen3_session_snapshot(const qwen3_session *s, size_t start, qwe
         qwen3_snapshot_free(x);
         return NULL;
     }
-    for (size_t i = 0; i < kv_n_streams(kv); i++)
-        memcpy(x->tiles + i * x->stream, kv_stream(kv, i) + x->first_tile * x->tile_bytes,
-               x->stream);
+    for (size_t i = 0; i < n_streams; i++)
+        if (session_read_stream(s, i, x->first_tile * x->tile_bytes, x->tiles + i * x->stream,
+                                x->stream, err) != QWEN3_OK) {
+            qwen3_snapshot_free(x);
+            return NULL;
+        }
     return x;
 }
 
@@ -80,12 +84,17 @@ qwen3_status qwen3_session_restore(qwen3_session *s, const qwen3_snapshot *x, qw
         return fail(err, QWEN3_ERR_ARG,
                     "the snapshot begins at token %zu, but only %zu tokens of the session are those "
                     "before it: sync it to them first", x->start, same);
-    for (size_t i = 0; i < kv_n_streams(&s->kv); i++)
-        memcpy(kv_stream(&s->kv, i) + x->first_tile * x->tile_bytes, x->tiles + i * x->stream,
-               x->stream);
+    for (size_t i = 0; i < session_n_streams(s); i++) {
+        qwen3_status status = session_write_stream(s, i, x->first_tile * x->tile_bytes,
+                                                   x->tiles + i * x->stream, x->stream, err);
+        if (status == QWEN3_OK) continue;
+        s->n = x->start; /* a device that fails */
+        s->has_logits = false;
+        return status;
+    }
     memcpy(s->ids, x->ids, x->n * sizeof *s->ids);
     s->n = x->n;
-    s->has_logits = x->logits != NULL;
+    session_has_logits(s, x->logits != NULL);
     if (x->logits)
         memcpy(s->logits, x->logits, (size_t)s->model->config.n_vocab * sizeof *s->logits);
     return QWEN3_OK;

@@ -30,7 +30,7 @@ static inline vectors vectors_from(vectors v, int i) {
 
 /* Working memory of a forward pass over up to batch tokens: allocated once. What a single
  * token needs in every thread's own copy has a row per thread, should they be more. */
-typedef struct {
+typedef struct workspace {
     qwen3_model *model;
     qwen3_importance *importance; /* NULL: nobody counts what enters the matrices */
     const int32_t *routes;        /* NULL: the router chooses; see qwen3_session_force_routes */
@@ -83,6 +83,7 @@ typedef struct {
     float *logits; /* [n_logits][n_vocab] */
     float *parts;  /* of its workspace */
     atomic_bool *cancel;
+    struct gpu_sequence *gpu; /* its memory on a device that has a share of the model, or NULL */
 } sequence;
 
 enum { MOST_SEQUENCES = 8 }; /* of a step */

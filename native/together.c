@@ -2,7 +2,7 @@
 #include "together.h"
 
 #include "error.h"
-#include "graph.h"
+#include "forward.h"
 #include "session.h"
 
 _Static_assert((int)QWEN3_TOGETHER <= (int)MOST_SEQUENCES, "any session has memory for so many");
@@ -36,11 +36,11 @@ qwen3_status qwen3_extend_together(qwen3_session *const *sessions, const int32_t
     if (status != QWEN3_OK) return status;
     for (size_t i = 0; i < n; i++) {
         sessions[i]->has_logits = false;
-        sequences[i] = session_sequence(sessions[i], sessions[i]->logits);
+        sequences[i] = session_sequence(sessions[i], session_logits_place(sessions[i]));
     }
     workspace *ws = &sessions[0]->work;
     ws->approximates = ws->model->approximates;
-    status = graph_forward(ws, sequences, (int)n, tokens, (int)n, (int)n, err);
+    status = forward(ws, sequences, (int)n, tokens, (int)n, (int)n, err);
     if (status == QWEN3_ERR_CANCELLED) fail(err, status, "cancelled: no session has its token");
     for (size_t i = 0; i < n && status == QWEN3_OK; i++) {
         sessions[i]->ids[sessions[i]->n++] = tokens[i];

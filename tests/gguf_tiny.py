@@ -1,7 +1,7 @@
 """Small complete GGUF models for tests, written byte by byte so that any of it can be made wrong.
 
-`python tests/gguf_tiny.py` makes tests/data/tiny.gguf, its shards and tiny-moe.gguf, which the
-native tests read.
+`python tests/gguf_tiny.py` makes tests/data/tiny.gguf, its shards, tiny-moe.gguf, and
+tiny-gpu.gguf and tiny-gpu-moe.gguf, whose shapes a GPU takes; the native tests read them.
 """
 
 from __future__ import annotations
@@ -302,3 +302,9 @@ if __name__ == "__main__":
     moe.put("qwen3moe.rope.scaling.original_context_length", 64)
     moe.put("qwen3moe.expert_weights_norm", True)
     moe.write(DATA / "tiny-moe.gguf")
+    gpu = tiny_model("Q8_0", hidden=64, ffn=64, head_dim=32, layers=3, tied=False)
+    gpu.write(DATA / "tiny-gpu.gguf")
+    gpu_moe = tiny_model(
+        "Q8_0", hidden=64, ffn=32, head_dim=32, layers=3, experts=8, experts_used=2
+    )
+    gpu_moe.write(DATA / "tiny-gpu-moe.gguf")

@@ -2,9 +2,7 @@
 #include "forward.h"
 
 #include <math.h>
-#include <stdlib.h>
 
-#include "error.h"
 #include "pass.h"
 
 static void norm(pass *p, const float *x, const float *w, int n) {
@@ -31,7 +29,7 @@ static void attend_tokens(pass *p, int layer) {
         {KERNEL_attend_f16_4, KERNEL_attend_f16_8, KERNEL_attend_f16_16},
         {KERNEL_attend_q8_4, KERNEL_attend_q8_8, KERNEL_attend_q8_16}};
     int size = group <= 4 ? 0 : group <= 8 ? 1 : 2, g = 4 << size;
-    int parts = blocks(s->n_ctx, ATTEND_ROUND), floats = (hd + 136) * g;
+    int parts = blocks(p->n_ctx, ATTEND_ROUND), floats = (hd + 136) * g;
     if (floats < 32 * hd) floats = 32 * hd;
     launch(p, kernels[q8][size],
            (gpu_grid){parts < ATTEND_PARTS ? parts : ATTEND_PARTS,
@@ -79,49 +77,91 @@ static void feed_forward(pass *p, int index) {
 
 /* ---- the pass ------------------------------------------------------------------ */
 
-static void upload(pass *p, void *to, const void *from, size_t bytes) {
-    if (p->status == QWEN3_OK)
-        p->status = p->m->api->upload(p->m->device, GPU_COMPUTE, to, from, bytes, p->err);
-}
-
-static void sync(pass *p) {
-    if (p->status == QWEN3_OK) p->status = p->m->api->sync(p->m->device, GPU_COMPUTE, p->err);
-}
-
-/* Of the last n_logits tokens, a few at a time. */
-static void download_logits(pass *p, int n_logits, float *logits) {
+/* The residual stream is there already where the first layers are the host's. */
+static void layers(pass *p) {
     const gpu_sequence *s = p->s;
-    size_t n_vocab = (size_t)p->c->n_vocab, n_embd = (size_t)p->c->n_embd;
-    for (int i = 0; i < n_logits && p->status == QWEN3_OK; i += FEW_COLUMNS) {
-        int n = n_logits - i < FEW_COLUMNS ? n_logits - i : FEW_COLUMNS;
-        norm(p, s->x + (size_t)(p->n - n_logits + i) * n_embd, p->m->output_norm, n);
-        gpu_multiply(p, &p->m->output, NULL, (vectors){s->normed, s->normed_act}, n,
-                 (vectors){s->logits, NULL}, 0);
-        if (p->status == QWEN3_OK)
-            p->status = p->m->api->download(p->m->device, GPU_COMPUTE,
-                                            logits + (size_t)i * n_vocab, s->logits,
-                                            (size_t)n * n_vocab * sizeof *logits, p->err);
+    const weight *embedding = &p->m->embedding;
+    if (embedding->data)
+        LAUNCH(p, embed_rows, ((gpu_grid){p->n, 1, 1, THREADS, 0}),
+               (embed_args){embedding->data, s->ids, s->x, embedding->type, p->c->n_embd,
+                            p->c->n_vocab, embedding->row_bytes});
+    for (int i = 0; i < p->m->n_layers; i++) {
+        attention(p, &p->m->layers[i], i);
+        feed_forward(p, i);
     }
 }
 
-qwen3_status gpu_forward(gpu_sequence *s, const int32_t *ids, int n, int pos, int n_logits,
-                         float *logits, qwen3_error *err) {
-    const resident_model *m = s->model;
-    pass p = {s, m, &m->host->config, n, pos, QWEN3_OK, err};
-    token_place *places = malloc((size_t)n * sizeof *places);
-    if (!places) return fail(err, QWEN3_ERR_MEMORY, "out of memory");
-    for (int t = 0; t < n; t++) places[t] = (token_place){s->kv, s->stream, pos + t};
-    upload(&p, s->ids, ids, (size_t)n * sizeof *ids);
-    upload(&p, s->places, places, (size_t)n * sizeof *places);
-    LAUNCH(&p, embed_rows, ((gpu_grid){n, 1, 1, THREADS, 0}),
-           (embed_args){m->embedding.data, s->ids, s->x, m->embedding.type, p.c->n_embd,
-                        p.c->n_vocab, m->embedding.row_bytes});
-    for (int i = 0; i < p.c->n_layers; i++) {
-        attention(&p, &m->layers[i], i);
-        feed_forward(&p, i);
+/* Of n tokens from the index `first` of the pass on, up to FEW_COLUMNS. */
+static void logits_of(pass *p, int first, int n) {
+    const gpu_sequence *s = p->s;
+    norm(p, s->x + (size_t)first * (size_t)p->c->n_embd, p->m->output_norm, n);
+    gpu_multiply(p, &p->m->output, NULL, (vectors){s->normed, s->normed_act}, n,
+                 (vectors){s->logits, NULL}, 0);
+}
+
+static void step(pass *p) {
+    layers(p);
+    logits_of(p, 0, 1);
+}
+
+/* Where the device cannot, nothing is lost: the step is launched each time. */
+static void record(pass *p) {
+    qwen3_error why;
+    const gpu_api *api = p->m->api;
+    gpu *device = p->m->device;
+    pass recorded = *p;
+    recorded.err = &why;
+    p->s->unrecorded = true;
+    if (!api->capture_begin || api->capture_begin(device, GPU_COMPUTE, &why) != QWEN3_OK) return;
+    step(&recorded);
+    gpu_graph *graph = api->capture_end(device, GPU_COMPUTE, &why);
+    if (recorded.status == QWEN3_OK) p->s->step = graph;
+    else if (graph) api->release_graph(device, graph);
+}
+
+/* What decoding repeats: the same launches for every token of a sequence. */
+static void repeat_step(pass *p) {
+    gpu_sequence *s = p->s;
+    if (p->status != QWEN3_OK) return;
+    if (!s->step && !s->unrecorded) record(p);
+    if (s->step) p->status = p->m->api->replay(p->m->device, GPU_COMPUTE, s->step, p->err);
+    else step(p);
+}
+
+static void queue(pass *p, int n_logits, float *logits) {
+    const gpu_sequence *s = p->s;
+    size_t n_vocab = (size_t)p->c->n_vocab;
+    bool single = p->n == 1 && n_logits == 1;
+    if (single) repeat_step(p);
+    else layers(p);
+    for (int i = 0; i < n_logits; i += FEW_COLUMNS) {
+        int n = n_logits - i < FEW_COLUMNS ? n_logits - i : FEW_COLUMNS;
+        if (!single) logits_of(p, p->n - n_logits + i, n);
+        if (logits)
+            download(p, logits + (size_t)i * n_vocab, s->logits,
+                     (size_t)n * n_vocab * sizeof *logits);
     }
-    download_logits(&p, n_logits, logits);
+}
+
+/* The same for every single token, as its launches are. */
+static int n_ctx_of(const gpu_sequence *s, const gpu_tokens *t) {
+    int n_ctx = t->n == 1 ? s->n_ctx : 0;
+    for (int i = 0; i < t->n; i++)
+        if (t->places[i].pos >= n_ctx) n_ctx = t->places[i].pos + 1;
+    return n_ctx;
+}
+
+qwen3_status gpu_forward(gpu_sequence *s, const gpu_tokens *t, int n_logits, float *logits,
+                         qwen3_error *err) {
+    resident_model *m = s->model;
+    size_t n = (size_t)t->n, n_embd = (size_t)m->host->config.n_embd;
+    pass p = {s, m, &m->host->config, t->n, n_ctx_of(s, t), t->host, QWEN3_OK, err};
+    pthread_mutex_lock(&m->turn);
+    upload(&p, s->places, t->places, n * sizeof *t->places);
+    if (t->ids) upload(&p, s->ids, t->ids, n * sizeof *t->ids);
+    else upload(&p, s->x, t->x, n * n_embd * sizeof *t->x);
+    queue(&p, n_logits, logits);
     sync(&p);
-    free(places);
+    pthread_mutex_unlock(&m->turn);
     return p.status;
 }

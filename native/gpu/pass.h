@@ -6,12 +6,13 @@
 
 enum { THREADS = 256 };
 
-/* A pass; after an error nothing more is launched. */
+/* A pass; after an error nothing more is queued. */
 typedef struct {
     gpu_sequence *s;
-    const resident_model *m;
+    resident_model *m;
     const qwen3_config *c;
-    int n, pos;
+    int n, n_ctx;           /* tokens, and positions that none of them is behind */
+    struct workspace *host; /* see gpu_tokens */
     qwen3_status status;
     qwen3_error *err;
 } pass;
@@ -25,6 +26,24 @@ typedef struct {
 static inline void launch(pass *p, kernel_id id, gpu_grid grid, const void *args, size_t bytes) {
     if (p->status == QWEN3_OK)
         p->status = p->m->api->launch(p->m->device, GPU_COMPUTE, id, grid, args, bytes, p->err);
+}
+
+static inline void upload(pass *p, void *to, const void *from, size_t bytes) {
+    if (p->status == QWEN3_OK)
+        p->status = p->m->api->upload(p->m->device, GPU_COMPUTE, to, from, bytes, p->err);
+}
+
+static inline void download(pass *p, void *to, const void *from, size_t bytes) {
+    if (p->status == QWEN3_OK)
+        p->status = p->m->api->download(p->m->device, GPU_COMPUTE, to, from, bytes, p->err);
+}
+
+/* After an error, too: the host's memory is its owner's again. */
+static inline void sync(pass *p) {
+    qwen3_error late;
+    bool well = p->status == QWEN3_OK;
+    qwen3_status status = p->m->api->sync(p->m->device, GPU_COMPUTE, well ? p->err : &late);
+    if (well) p->status = status;
 }
 
 #define LAUNCH(p, name, grid, ...) \

@@ -12,19 +12,28 @@ typedef struct {
     qwen3_error *err;
 } uploader;
 
-static void *take(uploader *u, size_t bytes) {
+/* Room to hold one more. */
+static bool can_hold(uploader *u) {
     resident_model *m = u->m;
-    if (u->status != QWEN3_OK) return NULL;
-    void **more = realloc(m->allocations, ((size_t)m->n_allocations + 1) * sizeof *more);
-    if (!more) {
-        u->status = fail(u->err, QWEN3_ERR_MEMORY, "out of memory");
-        return NULL;
-    }
-    m->allocations = more;
-    void *to = m->api->alloc(m->device, bytes, u->err);
-    if (to) m->allocations[m->n_allocations++] = to;
-    else u->status = u->err->status;
+    if (u->status != QWEN3_OK) return false;
+    void *more = realloc(m->held, ((size_t)m->n_held + 1) * sizeof *m->held);
+    if (more) m->held = more;
+    else u->status = fail(u->err, QWEN3_ERR_MEMORY, "out of memory");
+    return more != NULL;
+}
+
+static void hold(uploader *u, void *at, bool mapped, size_t bytes) {
+    resident_model *m = u->m;
+    m->held[m->n_held].at = at;
+    m->held[m->n_held++].mapped = mapped;
     m->stats.bytes += bytes;
+}
+
+static void *take(uploader *u, size_t bytes) {
+    if (!can_hold(u)) return NULL;
+    void *to = u->m->api->alloc(u->m->device, bytes, u->err);
+    if (to) hold(u, to, false, bytes);
+    else u->status = u->err->status;
     return to;
 }
 
@@ -41,9 +50,20 @@ static void *copy(uploader *u, const void *from, size_t bytes) {
 
 static size_t matrix_bytes(const weight *w) { return (size_t)w->n_out * w->row_bytes; }
 
+enum { ALIGNMENT = 16 }; /* of a matrix, for the kernels */
+
+/* In place, if the device can: it has the host's memory. */
+static void *map(uploader *u, const void *from, size_t bytes) {
+    if ((uintptr_t)from % ALIGNMENT || !can_hold(u)) return NULL;
+    void *at = u->m->api->map(u->m->device, from, bytes);
+    if (at) hold(u, at, true, bytes);
+    return at;
+}
+
 static weight copy_weight(uploader *u, const weight *w) {
     weight there = *w;
-    there.data = copy(u, w->data, matrix_bytes(w));
+    void *at = map(u, w->data, matrix_bytes(w));
+    there.data = at ? at : copy(u, w->data, matrix_bytes(w));
     return there;
 }
 
@@ -81,7 +101,7 @@ static gpu_bank copy_experts(uploader *u, const layer *l, int n_experts) {
 static void copy_layer(uploader *u, int i) {
     resident_model *m = u->m;
     const qwen3_config *c = &m->host->config;
-    const layer *from = &m->host->layers[i];
+    const layer *from = &m->host->layers[c->n_layers - m->n_layers + i];
     layer *to = &m->layers[i];
     to->attn_norm = copy_floats(u, from->attn_norm, c->n_embd);
     to->ffn_norm = copy_floats(u, from->ffn_norm, c->n_embd);
@@ -105,8 +125,13 @@ static void copy_layer(uploader *u, int i) {
 }
 
 /* What the kernels take: see args.h. */
-static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
+static qwen3_status check(const qwen3_model *m, const qwen3_gpu_share *share, qwen3_error *err) {
     const qwen3_config *c = &m->config;
+    if (share->n_layers < 1 || share->n_layers > c->n_layers)
+        return fail(err, QWEN3_ERR_ARG, "%d layers for the GPU: the model has 1 to %d",
+                    share->n_layers, c->n_layers);
+    if (share->expert_bytes)
+        return fail(err, QWEN3_ERR_ARG, "a GPU takes all experts of its layers");
     if (m->offload.experts)
         return fail(err, QWEN3_ERR_UNSUPPORTED,
                     "the experts of this model are not all in memory, as a GPU needs them");
@@ -120,7 +145,7 @@ static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
     if (c->n_experts > EXPERTS_MOST)
         return fail(err, QWEN3_ERR_UNSUPPORTED, "%d experts: a GPU takes up to %d", c->n_experts,
                     EXPERTS_MOST);
-    for (int i = 0; i < c->n_layers; i++)
+    for (int i = c->n_layers - share->n_layers; i < c->n_layers; i++)
         if (m->layers[i].gate.type != m->layers[i].up.type)
             return fail(err, QWEN3_ERR_UNSUPPORTED,
                         "layer %d: gate and up differ in type, which a GPU does not take", i);
@@ -128,14 +153,16 @@ static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
 }
 
 qwen3_status resident_open(resident_model *m, const gpu_api *api, gpu *device,
-                           const qwen3_model *host, qwen3_error *err) {
+                           const qwen3_model *host, const qwen3_gpu_share *share,
+                           qwen3_error *err) {
     const qwen3_config *c = &host->config;
     *m = (resident_model){.api = api, .device = device, .host = host,
-                          .stats.n_layers = c->n_layers};
-    uploader u = {m, check(host, err), err};
+                          .n_layers = share->n_layers, .stats.n_layers = share->n_layers};
+    uploader u = {m, check(host, share, err), err};
+    pthread_mutex_init(&m->turn, NULL);
     if (u.status == QWEN3_OK) {
-        m->layers = calloc((size_t)c->n_layers, sizeof *m->layers);
-        m->banks = calloc((size_t)c->n_layers, sizeof *m->banks);
+        m->layers = calloc((size_t)m->n_layers, sizeof *m->layers);
+        m->banks = calloc((size_t)m->n_layers, sizeof *m->banks);
         if (!m->layers || !m->banks) u.status = fail(err, QWEN3_ERR_MEMORY, "out of memory");
     }
     int32_t own[EXPERTS_MOST];
@@ -143,18 +170,20 @@ qwen3_status resident_open(resident_model *m, const gpu_api *api, gpu *device,
     m->slot_of = copy(&u, own, sizeof own);
     m->rope_freq = copy_floats(&u, host->rope_freq, c->head_dim / 2);
     m->output_norm = copy_floats(&u, host->output_norm, c->n_embd);
-    m->embedding = copy_weight(&u, &host->embedding);
-    m->output = host->output.data == host->embedding.data ? m->embedding
-                                                          : copy_weight(&u, &host->output);
-    for (int i = 0; i < c->n_layers && u.status == QWEN3_OK; i++) copy_layer(&u, i);
+    m->output = copy_weight(&u, &host->output);
+    if (m->n_layers == c->n_layers)
+        m->embedding = c->tied_embedding ? m->output : copy_weight(&u, &host->embedding);
+    for (int i = 0; i < m->n_layers && u.status == QWEN3_OK; i++) copy_layer(&u, i);
     if (u.status == QWEN3_OK) u.status = api->sync(device, GPU_COPY, err);
     if (u.status != QWEN3_OK) resident_close(m);
     return u.status;
 }
 
 void resident_close(resident_model *m) {
-    for (int i = 0; i < m->n_allocations; i++) m->api->release(m->device, m->allocations[i]);
-    free(m->allocations);
+    for (int i = 0; i < m->n_held; i++)
+        (m->held[i].mapped ? m->api->unmap : m->api->release)(m->device, m->held[i].at);
+    pthread_mutex_destroy(&m->turn);
+    free(m->held);
     free(m->layers);
     free(m->banks);
     *m = (resident_model){0};

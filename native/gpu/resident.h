@@ -1,6 +1,8 @@
-/* resident.h - a model whose weights lie in a device's memory, all of them. */
+/* resident.h - the layers of a model whose weights lie in a device's memory: its last ones. */
 #ifndef QWEN3_GPU_RESIDENT_H
 #define QWEN3_GPU_RESIDENT_H
+
+#include <pthread.h>
 
 #include "device.h"
 #include "gpu.h"
@@ -19,21 +21,27 @@ typedef struct resident_model {
     const gpu_api *api;
     gpu *device;
     const qwen3_model *host;
-    weight embedding, output; /* with data on the device, as in layers */
-    layer *layers;            /* of a mixture without gate, up and down */
-    gpu_bank *banks;       /* [n_layers] of a mixture */
+    pthread_mutex_t turn;     /* of a thread to use the device */
+    int n_layers;             /* the last of the host's, counted from 0 on here */
+    weight embedding, output; /* with data on the device, as in layers; no embedding where the
+                                 first layer is the host's */
+    layer *layers;            /* [n_layers], of a mixture without gate, up and down */
+    gpu_bank *banks;          /* [n_layers] of a mixture */
     int32_t *slot_of;         /* [n_experts]: each expert is in the slot of its number */
     float *output_norm, *rope_freq;
-    void **allocations; /* of the device's memory */
-    int n_allocations;
+    struct {
+        void *at;    /* of the device's memory, */
+        bool mapped; /* or of the host's that it reads in place */
+    } *held;
+    int n_held;
     qwen3_gpu_stats stats;
 } resident_model;
 
-/* Copies the weights of a model that stays open to a device that does, too; the file's experts are
- * read from its mapping. Fails with QWEN3_ERR_MEMORY where the device has too little, and with
+/* Copies the weights of the share to a device, or lets it read them in place; model and device stay
+ * open. The file's experts are read from its mapping. Fails with QWEN3_ERR_MEMORY where the device has too little, and with
  * QWEN3_ERR_UNSUPPORTED for a shape that the kernels do not take. */
 qwen3_status resident_open(resident_model *, const gpu_api *, gpu *, const qwen3_model *,
-                           qwen3_error *err);
+                           const qwen3_gpu_share *, qwen3_error *err);
 void resident_close(resident_model *);
 
 #endif

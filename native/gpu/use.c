@@ -48,26 +48,24 @@ static void release(resident_model *m) {
     free(m);
 }
 
-static qwen3_status check(const qwen3_model *m, const qwen3_gpu_share *share, qwen3_error *err) {
+static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
     if (m->gpu) return fail(err, QWEN3_ERR_ARG, "the model uses a GPU already");
-    if (share->n_layers != m->config.n_layers)
-        return fail(err, QWEN3_ERR_ARG, "%d layers for the GPU: use %d", share->n_layers,
-                    m->config.n_layers);
-    if (share->expert_bytes)
-        return fail(err, QWEN3_ERR_ARG, "a GPU takes all experts of its layers, or none");
+    if (atomic_load(&m->n_sessions))
+        return fail(err, QWEN3_ERR_ARG, "the model has sessions: let it use the GPU before them");
     return QWEN3_OK;
 }
 
 qwen3_status model_use_device(qwen3_model *m, const gpu_api *api, const qwen3_gpu_share *share,
                               qwen3_error *err) {
     qwen3_error why = {0};
-    if (check(m, share, &why) != QWEN3_OK) return fail(err, why.status, "%s", why.text);
+    if (check(m, &why) != QWEN3_OK) return fail(err, why.status, "%s", why.text);
     resident_model *there = malloc(sizeof *there);
     if (!there) return fail(err, QWEN3_ERR_MEMORY, "out of memory");
     gpu *device = api->open(share->device, &why);
-    if (device && resident_open(there, api, device, m, &why) == QWEN3_OK) {
+    if (device && resident_open(there, api, device, m, share, &why) == QWEN3_OK) {
         m->gpu = there;
         m->gpu_release = release;
+        m->n_host_layers = m->config.n_layers - share->n_layers;
         return QWEN3_OK;
     }
     if (device) api->close(device);
