@@ -110,7 +110,17 @@ def run_here(
 ) -> tuple[dict[str, Any], str]:
     """The report on nano, and what stderr got."""
     plan = Plan.parse(prefill, 2, depth, 2)
-    speed.bench("nano", None, plan, Terminal(), threads=1, against=against, as_json=True)
+    speed.bench(
+        "nano",
+        None,
+        plan,
+        Terminal(),
+        threads=1,
+        gpu="off",
+        vram=None,
+        against=against,
+        as_json=True,
+    )
     out, err = capfd.readouterr()
     return json.loads(out), err
 

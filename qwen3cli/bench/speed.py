@@ -26,7 +26,10 @@ from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.hub import registry
 from qwen3cli.interrupt import interruptible
 from qwen3cli.library import obtain
+from qwen3cli.opening import Opening, open_model
+from qwen3cli.plan.gpu import Card, card
 from qwen3cli.plan.memory import available
+from qwen3cli.run.statistics import on_gpu
 from qwen3cli.terminal import Terminal
 
 PROBE_BYTES = 1 << 30  # to read: many times the largest cache
@@ -228,11 +231,13 @@ def bench(
     terminal: Terminal,
     *,
     threads: int,
+    gpu: str | None,
+    vram: str | None,
     against: str | None,
     as_json: bool,
 ) -> None:
     """Measures a model, or a synthetic one, and prints the report. Raises UsageError,
-    ModelNotFound, DoesNotFit."""
+    ModelNotFound, DoesNotFit, and Qwen3Error for layers without a GPU."""
     layouts: tuple[str, ...] = ()
     if against is not None:
         if against not in _PEERS:
@@ -241,7 +246,7 @@ def bench(
         layouts = _PEERS[against]
     path = model_file(name, synthetic, terminal)
     try:
-        model = Model(path, threads=threads)
+        model = _opened(path, threads, card(gpu, vram), plan, terminal)
         n_layers = model.gpu_stats.n_layers
         cost = Cost.of(model.config, ModelFile(path).tensors(), gpu_layers=n_layers)
         _check_memory(path, cost, plan, terminal)
@@ -253,6 +258,14 @@ def bench(
         terminal.json(report)
     else:
         _show(report, terminal)
+
+
+def _opened(path: Path, threads: int, card: Card | None, plan: Plan, terminal: Terminal) -> Model:
+    """With what fits on a GPU there; else all of it is mapped."""
+    if card is None:
+        return Model(path, threads=threads)
+    opening = Opening(path, card=card, n_ctx=plan.n_ctx, threads=threads)
+    return open_model(opening, terminal.note)[0]
 
 
 def model_file(name: str | None, synthetic: str | None, terminal: Terminal) -> Path:
@@ -357,6 +370,7 @@ def _report(
         "prefill": prefills[0],
         "by_depth": decodes,
         "by_length": prefills,
+        **on_gpu(model),
     }
     if layouts:
         report["peer"] = {

@@ -295,6 +295,11 @@ def bench(
 
         if against is not None:
             raise UsageError("--against does not go with --ram")
+        given = map(context.get_parameter_source, ("gpu", "vram"))
+        if any(source and source.name == "COMMANDLINE" for source in given):
+            raise UsageError(
+                "--gpu and --vram do not go with --ram, which measures the CPU's tiers"
+            )
         approximation = Approximation(prefer_cached, drop_misses)
         request = Request.parse(ram, plan, routes, plot, guess, approximation)
         bench_ram(model, synthetic, request, context.obj, threads=threads, as_json=as_json)
@@ -303,7 +308,17 @@ def bench(
         raise UsageError(
             "--routes, --plot, --guess, --prefer-cached and --drop-misses go with --ram"
         )
-    bench(model, synthetic, plan, context.obj, threads=threads, against=against, as_json=as_json)
+    bench(
+        model,
+        synthetic,
+        plan,
+        context.obj,
+        threads=threads,
+        gpu=gpu,
+        vram=vram,
+        against=against,
+        as_json=as_json,
+    )
 
 
 @app.command()
