@@ -1,6 +1,7 @@
 # make run    builds everything and answers a question with visible thinking
 # make test   builds everything and runs the tests
-# make check  lint and types;  make sanitize  the native tests under ASan and UBSan, then TSan
+# make check  lint and types;  make sanitize  the native tests under ASan and UBSan, then TSan;
+#               the GPU's kernels under MSan (clang)
 # make kernels  10,000 random cases of every operation and backend, against scalar; nano on an
 #               emulated GPU
 # make cuda   what nvcc makes of the GPU's kernels, against docs/gpu-resources.md: none may spill
@@ -49,6 +50,10 @@ sanitize: $(BIN)/python
 	$(NATIVE_BUILD) -B build/tsan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=thread
 	$(BIN)/cmake --build build/tsan -j2
 	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|together|grammar|importance|experts|check|probe|faults"
+	$(NATIVE_BUILD) -B build/msan -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+	  -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=memory
+	$(BIN)/cmake --build build/msan -j2
+	$(BIN)/ctest --test-dir build/msan --output-on-failure
 
 kernels: $(BIN)/python
 	$(BIN)/cmake -S . -B build/plain -DQWEN3_PYTHON=OFF -DQWEN3_TESTS=ON

@@ -6,6 +6,13 @@
 #include <string>
 #include <vector>
 
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#define WITH_MSAN 1
+#endif
+#endif
+
 #include "dialect.h"
 
 #include "emulated.h"
@@ -159,6 +166,9 @@ void scramble(char *to, size_t n) {
         uint64_t garbage = machine.rng();
         std::memcpy(to + i, &garbage, std::min(n - i, sizeof garbage));
     }
+#if WITH_MSAN
+    __msan_allocated_memory(to, n); /* what depends on it is an error */
+#endif
 }
 
 void run_block(Block *block) {

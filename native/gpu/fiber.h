@@ -120,10 +120,11 @@ class Fiber {
     enum { STACK = 1 << 16 };
     std::unique_ptr<char[]> own_;
     void *at_ = nullptr;          /* where it was left */
-    const void *stack_ = nullptr; /* of a fiber without its own: known when it was left */
-    size_t size_ = 0;
-    void *fake_stack_ = nullptr; /* AddressSanitizer's */
-    Fiber *from_ = nullptr;
+    /* For AddressSanitizer: */
+    [[maybe_unused]] const void *stack_ = nullptr; /* without its own: known when it was left */
+    [[maybe_unused]] size_t size_ = 0;
+    [[maybe_unused]] void *fake_stack_ = nullptr;
+    [[maybe_unused]] Fiber *from_ = nullptr;
 };
 
 } // namespace emulated
