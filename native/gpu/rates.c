@@ -9,15 +9,16 @@
 
 #include "error.h"
 
-static const double LEAST_SECONDS = 0.02;
+static const double LEAST_SECONDS = 0.01;
 enum {
     TIMES = 3,
     BLOCKS = 4, /* of a multiprocessor: its registers have room for so many */
     WARPS = PROBE_THREADS / 32,
 };
-/* To read: several times the device's caches, but never more than an eighth of what is free. */
+/* To read: a share of the device's memory is several times its caches. */
+enum { MEMORY_SHARE = 32, FREE_SHARE = 2 };
 static const uint64_t MOST_BYTES = (uint64_t)1 << 30, LEAST_BYTES = 1 << 20;
-static const size_t COPIED_BYTES = 1 << 25; /* at once: an expert's matrices take less */
+static const size_t COPIED_BYTES = 1 << 24; /* at once */
 
 typedef struct {
     const gpu_api *api;
@@ -101,9 +102,11 @@ static double rate(probe *p, work *queue, uint64_t amount) {
 /* ---- life ---------------------------------------------------------------------------- */
 
 /* Less than it wants where there is not so much in one piece. */
-static void take_memory(probe *p, uint64_t free_bytes) {
+static void take_memory(probe *p, const gpu_info *info) {
+    uint64_t most = info->total_bytes / MEMORY_SHARE, free = info->free_bytes / FREE_SHARE;
+    if (most > free) most = free;
     p->n_memory = MOST_BYTES;
-    while (p->n_memory > free_bytes / 8 && p->n_memory > LEAST_BYTES) p->n_memory /= 2;
+    while (p->n_memory > most && p->n_memory > LEAST_BYTES) p->n_memory /= 2;
     while (!(p->memory = p->api->alloc(p->device, p->n_memory, p->err)) &&
            p->n_memory > LEAST_BYTES)
         p->n_memory /= 2;
@@ -128,7 +131,7 @@ qwen3_status gpu_measure(const gpu_api *api, int index, qwen3_gpu_rates *rates, 
     if (!p.device) return fail(err, why.status, "%s", why.text);
     p.status = api->describe(p.device, &info, &why);
     p.n_blocks = BLOCKS * info.n_units;
-    if (p.status == QWEN3_OK) take_memory(&p, info.free_bytes);
+    if (p.status == QWEN3_OK) take_memory(&p, &info);
     qwen3_gpu_rates measured;
     /* Products first: a device that was idle has raised its clocks by then. */
     measured.f16 = rate(&p, multiply_f16, round_of(&p, 16));

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
@@ -128,6 +128,7 @@ class Sample:
     tok_s: float
     limit: float
     rates: Rates
+    misses: float = 0  # of the experts that a GPU wanted, the share that was not there
 
     @property
     def fraction(self) -> float:
@@ -167,7 +168,7 @@ class Measurement:
                     if seconds is not None:
                         rates = mean(before, after)
                         limit = self._cost.limit(work, rates, misses)
-                        sample = Sample(work.tokens / seconds, limit, rates)
+                        sample = Sample(work.tokens / seconds, limit, rates, misses)
                         self.samples[work][name].append(sample)
                     before = after
                     done += 1
@@ -193,11 +194,19 @@ class Measurement:
 
 def rates_now(model: Model, probe: Probe, device: int = 0) -> Rates:
     """Of the threads of a model, and of the GPU in use."""
-    host = (probe.read(), probe.int8(), probe.f32())
-    if not model.gpu_stats.n_layers:
-        return Rates(*host)
+    host = Rates(probe.read(), probe.int8(), probe.f32())
+    return with_gpu(host, device) if model.gpu_stats.n_layers else host
+
+
+def with_gpu(host: Rates, device: int) -> Rates:
     there = probe_device(device)
-    return Rates(*host, *(there[name] for name in ("read", "upload", "int8", "f16")))
+    return replace(
+        host,
+        gpu_read=there["read"],
+        gpu_upload=there["upload"],
+        gpu_int8=there["int8"],
+        gpu_f16=there["f16"],
+    )
 
 
 def mean(*all: Rates) -> Rates:
@@ -313,6 +322,11 @@ def _probe_bytes(free: int | None) -> int:
     return PROBE_BYTES if free is None else min(PROBE_BYTES, max(free // 4, 1 << 22))
 
 
+def probe_of(model: Model) -> Probe:
+    """With as much memory as there is for it."""
+    return Probe(model, _probe_bytes(available()))
+
+
 def _measured(
     model: Model,
     cost: Cost,
@@ -322,7 +336,7 @@ def _measured(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The report; what has to be closed is left to stack."""
-    probe = Probe(model, _probe_bytes(available()))
+    probe = probe_of(model)
     measurement = Measurement(cost, lambda: rates_now(model, probe), Misses(model))
     runners: dict[str, Runner] = {"qwen3": Ours(model, plan.n_ctx)}
     version = None
