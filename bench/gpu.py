@@ -55,17 +55,18 @@ from qwen3cli.engine import (
     extend_together,
     probe_device,
 )
-from qwen3cli.errors import Qwen3Error, UsageError
+from qwen3cli.errors import Qwen3Error
 from qwen3cli.evaluate import divergence, log_softmax
 from qwen3cli.hub import registry
 from qwen3cli.plan import system
+from qwen3cli.plan.gpu import Card, share_of
 from qwen3cli.plan.memory import amount, parse_bytes
+from qwen3cli.plan.sizes import sizes_of
 from qwen3cli.terminal import Terminal
 
 SHAPES = "8b:q4_k_m,8b:q8_0,30b-a3b:q4_k_m"
 NANO = ("nano", "nano-moe")
 BATCH = 4
-_RESERVE = 16  # the share of --vram for working memory, 1 / so much
 
 
 @dataclass(frozen=True)
@@ -246,25 +247,26 @@ def context(bench: Bench, name: str) -> Iterator[Row]:
 
 
 def offload(bench: Bench, name: str) -> Iterator[Row]:
-    """Of a mixture: what is left of --vram is for experts."""
+    """Of a mixture: the experts that --vram leaves room for are on the GPU."""
     path, work = bench.path(name), Work("decode", bench.args.decode)
     if not is_mixture(path):
         return
-    vram, config = parse_bytes(bench.args.vram, "--vram"), Model(path, threads=1).config
-    dense = sum(size for tensor, _, _, size in ModelFile(path).tensors() if "_exps." not in tensor)
-    kv = work.tokens * Cost.of(config, ()).kv_bytes
-    expert_bytes = int(vram - vram / _RESERVE - dense - kv)
-    if expert_bytes <= 0:
-        raise UsageError(f"--vram {bench.args.vram}: {amount(dense + kv)} is needed for all else")
-    model = bench.model(path, expert_bytes)
-    sample = bench.measure(model, work)
-    stats = model.gpu_stats
-    wanted, misses = max(1, stats.hits + stats.misses), sample.misses
-    more = f"; m = {misses:.1%}, {amount(stats.expert_bytes)} of experts on the GPU"
+    sizes, vram = sizes_of(path), parse_bytes(bench.args.vram, "--vram")
+    assert sizes is not None
+    card = Card("the GPU", vram, bench.args.device, layers=len(sizes.layers))
+    share = share_of(path.name, sizes, card, n_ctx=work.tokens)
+    assert share is not None
+    model = bench.model(path, share.expert_bytes)
+    sample, stats = bench.measure(model, work), model.gpu_stats
+    more = f"; m = {sample.misses:.1%}, {amount(stats.expert_bytes)} of experts on the GPU"
     row = judged(f"{name}, --vram {bench.args.vram}", "≥ 60 % of the limit", sample, 0.6, more)
-    more_values = {"misses": misses, "expert_bytes": stats.expert_bytes, "bytes": stats.bytes}
-    waits = {"copied": stats.copied, "computed": stats.computed, "stall_s": stats.stall_s}
-    row.values.update(more_values | waits | {"wanted": wanted})
+    row.values.update(
+        misses=sample.misses,
+        expert_bytes=stats.expert_bytes,
+        copied=stats.copied,
+        computed=stats.computed,
+        stall_s=stats.stall_s,
+    )
     yield row
 
 
@@ -292,8 +294,8 @@ def attempted(bench: Bench, part: str, name: str) -> list[Row]:
 
 
 def driver(device: Device) -> str:
-    found = re.search(r"driver ([\d.]+)", " ".join(system.gpus()))
-    return f"driver {found[1]}" if found and device.backend == "cuda" else device.backend
+    version = system.nvidia_driver() if device.backend == "cuda" else None
+    return f"{device.backend}, driver {version}" if version else device.backend
 
 
 def about(index: int, device: Device) -> dict[str, object]:

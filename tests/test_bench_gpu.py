@@ -24,7 +24,7 @@ def run(gpu: Path | str, *args: str, path: Path | None = None) -> subprocess.Com
 
 
 def test_every_goal_has_a_figure(emulated_gpu: Path) -> None:
-    done = run(emulated_gpu, "--shapes=nano-moe", "--vram=6M", "--json")
+    done = run(emulated_gpu, "--shapes=nano-moe", "--vram=20M", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["device"]["backend"] == "emulated" and report["date"]
@@ -36,7 +36,7 @@ def test_every_goal_has_a_figure(emulated_gpu: Path) -> None:
         "nano-moe: decode 2",
         "nano-moe: prefill 4",
         "nano-moe: decode 2 at 8",
-        "nano-moe, --vram 6M",
+        "nano-moe, --vram 20M",
     ]
     for row in rows.values():
         assert row["reached"] is not None, row
@@ -47,8 +47,8 @@ def test_every_goal_has_a_figure(emulated_gpu: Path) -> None:
         values = row["values"]
         assert values["fraction"] == pytest.approx(values["tok_s"] / values["limit_tok_s"])
         assert values["tok_s"] > 0 and math.isfinite(values["limit_tok_s"])
-    values = rows["nano-moe, --vram 6M"]["values"]
-    assert 0 <= values["misses"] <= 1 and 0 < values["expert_bytes"] < 6e6
+    values = rows["nano-moe, --vram 20M"]["values"]
+    assert 0 <= values["misses"] <= 1 and 0 < values["expert_bytes"] < 6e6  # of 10 MB
 
 
 def test_the_report_is_a_table_for_the_readme(emulated_gpu: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_report_is_a_table_for_the_readme(emulated_gpu: Path) -> None:
         ("| nothing: batch", "- |"),
         ("| nano: 4 sessions", rows[3][3]),
     ]
-    assert "--vram 1M" in rows[0][2] and "nothing" in rows[1][2] and " x" in rows[3][2]
+    assert "none fit" in rows[0][2] and "nothing" in rows[1][2] and " x" in rows[3][2]
 
 
 def test_compute_sanitizers_summary(emulated_gpu: Path, tmp_path: Path) -> None:
