@@ -1,12 +1,12 @@
 """What a GPU reaches of what it could: the section "On a GPU" of bench/README.md, in one command.
 
-python bench/gpu.py [--sanitize] [--model FILE]... [--vram 6G] [--only decode,prefill] [--json]
+python bench/gpu.py [--sanitize] [--logits nano,FILE] [--vram 6G] [--only decode,prefill] [--json]
 
 Models of the real shapes are made of random weights and kept, 32 GB for the default ones. They are
 judged by the GPU's own rates and the host's, right before and after each run, as `qwen3 bench`
 does it; the goals are those of the project. What a GPU has no memory for is said, and left out.
---sanitize: the logits of the nano models under NVIDIA's compute-sanitizer, too. --model: a file
-whose logits are compared as well. --json: the report as one object.
+--sanitize: some logits under NVIDIA's compute-sanitizer, too. --logits: the models whose logits
+are compared with the CPU's. --json: the report as one object.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ from qwen3cli.plan.sizes import sizes_of
 from qwen3cli.terminal import Terminal
 
 SHAPES = "8b:q4_k_m,8b:q8_0,30b-a3b:q4_k_m"
-NANO = ("nano", "nano-moe")
 BATCH = 4
 
 
@@ -125,6 +124,11 @@ def n_experts(model: Model) -> int:
     return int(model.config["n_experts"] * model.config["n_layers"])
 
 
+def title(name: str) -> str:
+    """Of a file its name."""
+    return Path(name).stem
+
+
 def tensors_of(model: Model) -> list[Tensor]:
     return ModelFile(model.path).tensors()
 
@@ -164,7 +168,7 @@ def logits(bench: Bench, name: str) -> Iterator[Row]:
     same = float((exact.argmax(-1) == ours.argmax(-1)).mean())
     text = f"KL {kl:.1e}, top-1 {same:.2%}, {len(ids):,} tokens"
     yield Row(
-        f"logits of {name}",
+        f"logits of {title(name)}",
         "KL to the CPU ≤ 1e-4, top-1 ≥ 99.5 %",
         text,
         kl <= 1e-4 and same >= 0.995,
@@ -173,14 +177,15 @@ def logits(bench: Bench, name: str) -> Iterator[Row]:
 
 
 def sanitized(args: argparse.Namespace) -> Row:
-    """This script's logits again, in a process that compute-sanitizer watches."""
+    """Some of this script's logits, in a process that compute-sanitizer watches."""
     tool = shutil.which("compute-sanitizer")
-    row = ("compute-sanitizer, logits of the nano models", "0 errors")
+    row = ("compute-sanitizer, logits", "0 errors")
     if tool is None:
         return Row(*row, "not measured: compute-sanitizer is not on PATH", None)
-    options = {"only": "logits", "tokens": min(args.tokens, 32), "device": args.device}
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    command = [tool, sys.executable, __file__, *flags]
+    command = [
+        *(tool, sys.executable, __file__, "--only=logits", f"--logits={args.logits}"),
+        *(f"--tokens={min(args.tokens, 32)}", f"--device={args.device}"),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     found = re.search(r"ERROR SUMMARY: (\d+) errors?", done.stdout)
     if not found or done.returncode or "not measured" in done.stdout:
@@ -205,13 +210,13 @@ def judged(what: str, goal: str, sample: Sample, least: float, more: str = "") -
 def decode(bench: Bench, name: str) -> Iterator[Row]:
     work = Work("decode", bench.args.decode)
     sample = bench.measure(bench.model(bench.path(name)), work)
-    yield judged(f"{name}: {work}", "≥ 80 % of the memory's rate", sample, 0.8)
+    yield judged(f"{title(name)}: {work}", "≥ 80 % of the memory's rate", sample, 0.8)
 
 
 def prefill(bench: Bench, name: str) -> Iterator[Row]:
     work = Work("prefill", bench.args.prefill)
     sample = bench.measure(bench.model(bench.path(name)), work)
-    yield judged(f"{name}: {work}", "≥ 50 % of the matrix units' rate", sample, 0.5)
+    yield judged(f"{title(name)}: {work}", "≥ 50 % of the matrix units' rate", sample, 0.5)
 
 
 def batch(bench: Bench, name: str) -> Iterator[Row]:
@@ -234,7 +239,9 @@ def batch(bench: Bench, name: str) -> Iterator[Row]:
     seconds(BATCH)
     ratio = median(seconds(BATCH) / seconds(1) for _ in range(bench.args.rounds))
     goal = "≤ 1.2 x the time of one"
-    yield Row(f"{name}: {BATCH} sessions", goal, f"{ratio:.2f} x", ratio <= 1.2, {"ratio": ratio})
+    yield Row(
+        f"{title(name)}: {BATCH} sessions", goal, f"{ratio:.2f} x", ratio <= 1.2, {"ratio": ratio}
+    )
 
 
 def context(bench: Bench, name: str) -> Iterator[Row]:
@@ -243,7 +250,7 @@ def context(bench: Bench, name: str) -> Iterator[Row]:
     times = 1 / sample.fraction
     text = f"{times:.2f} x: {figure(sample.tok_s)} of {figure(sample.limit)} tok/s"
     goal = "≤ 1.5 x the time of its bytes"
-    yield Row(f"{name}: {work}", goal, text, times <= 1.5, speeds(sample) | {"times": times})
+    yield Row(f"{title(name)}: {work}", goal, text, times <= 1.5, speeds(sample) | {"times": times})
 
 
 def offload(bench: Bench, name: str) -> Iterator[Row]:
@@ -259,7 +266,9 @@ def offload(bench: Bench, name: str) -> Iterator[Row]:
     model = bench.model(path, share.expert_bytes)
     sample, stats = bench.measure(model, work), model.gpu_stats
     more = f"; m = {sample.misses:.1%}, {amount(stats.expert_bytes)} of experts on the GPU"
-    row = judged(f"{name}, --vram {bench.args.vram}", "≥ 60 % of the limit", sample, 0.6, more)
+    row = judged(
+        f"{title(name)}, --vram {bench.args.vram}", "≥ 60 % of the limit", sample, 0.6, more
+    )
     row.values.update(
         misses=sample.misses,
         expert_bytes=stats.expert_bytes,
@@ -290,7 +299,7 @@ def attempted(bench: Bench, part: str, name: str) -> list[Row]:
     except Cancelled:
         raise KeyboardInterrupt from None
     except (Qwen3Error, QuantError) as error:
-        return [Row(f"{name}: {part}", "", f"not measured: {error}", None)]
+        return [Row(f"{title(name)}: {part}", "", f"not measured: {error}", None)]
 
 
 def driver(device: Device) -> str:
@@ -329,7 +338,7 @@ def rows(bench: Bench, parts: Sequence[str]) -> Iterator[Row]:
     if args.sanitize:
         yield sanitized(args)
     for part in parts:
-        for name in (*NANO, *args.model) if part == "logits" else args.shapes.split(","):
+        for name in (args.logits if part == "logits" else args.shapes).split(","):
             yield from attempted(bench, part, name)
 
 
@@ -339,7 +348,7 @@ def main() -> None:
     parser.add_argument(
         "--shapes", default=SHAPES, help="to be made, or names of models; %(default)s"
     )
-    parser.add_argument("--model", action="append", default=[], help="for logits, beside nano's")
+    parser.add_argument("--logits", default="nano,nano-moe", help="whose; %(default)s")
     parser.add_argument("--only", default=",".join(PARTS), help="of %(default)s")
     parser.add_argument("--vram", default="6G", help="for the offloaded mixture; %(default)s")
     parser.add_argument("--tokens", type=int, default=1000, help="whose logits are compared")

@@ -8,11 +8,38 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import ROOT
+from gguf_tiny import tiny_model
 
-SHORT = ("--tokens=6", "--decode=2", "--prefill=4", "--depth=8", "--rounds=1", "--threads=1")
+from qwen3cli.plan.gpu import Card, share_of
+from qwen3cli.plan.sizes import sizes_of
+
+SHAPE: dict[str, Any] = {"hidden": 64, "ffn": 64, "head_dim": 32, "layers": 2}
+SHORT = ("--tokens=12", "--decode=2", "--prefill=4", "--depth=8", "--rounds=1", "--threads=1")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "dense.gguf"
+    return tiny_model("Q8_0", **SHAPE).write(path)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "mixture.gguf"
+    return tiny_model("Q8_0", **SHAPE, experts=8, experts_used=2).write(path)
+
+
+def vram_for_half(mixture: Path) -> int:
+    """Of its experts."""
+    sizes = sizes_of(mixture)
+    assert sizes is not None
+    whole = share_of("", sizes, Card("", 1 << 30, layers=len(sizes.layers)), n_ctx=2)
+    assert whole is not None and whole.expert_bytes == 0
+    return whole.bytes - sum(8 // 2 * layer.slot for layer in sizes.layers)
 
 
 def run(gpu: Path | str, *args: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -23,60 +50,68 @@ def run(gpu: Path | str, *args: str, path: Path | None = None) -> subprocess.Com
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-def test_every_goal_has_a_figure(emulated_gpu: Path) -> None:
-    done = run(emulated_gpu, "--shapes=nano-moe", "--vram=20M", "--json")
+def test_every_goal_has_a_figure(emulated_gpu: Path, dense: Path, mixture: Path) -> None:
+    names, vram = f"{dense},{mixture}", vram_for_half(mixture)
+    done = run(emulated_gpu, f"--shapes={names}", f"--logits={names}", f"--vram={vram}", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["device"]["backend"] == "emulated" and report["date"]
     assert all(math.isfinite(rate) and rate > 0 for rate in report["rates"].values())
     rows = {row["what"]: row for row in report["rows"]}
+    offloaded = f"mixture, --vram {vram}"
     assert list(rows) == [
-        "logits of nano",
-        "logits of nano-moe",
-        "nano-moe: decode 2",
-        "nano-moe: prefill 4",
-        "nano-moe: decode 2 at 8",
-        "nano-moe, --vram 20M",
+        "logits of dense",
+        "logits of mixture",
+        "dense: decode 2",
+        "mixture: decode 2",
+        "dense: prefill 4",
+        "mixture: prefill 4",
+        "dense: 4 sessions",
+        "dense: decode 2 at 8",
+        "mixture: decode 2 at 8",
+        offloaded,
     ]
-    for row in rows.values():
-        assert row["reached"] is not None, row
-    for name in ("nano", "nano-moe"):
-        values = rows[f"logits of {name}"]["values"]
-        assert values["tokens"] == 6 and 0 <= values["kl"] < 1e-3 and values["same_top"] > 0.5
-    for row in list(rows.values())[2:]:
+    for what, row in rows.items():
         values = row["values"]
-        assert values["fraction"] == pytest.approx(values["tok_s"] / values["limit_tok_s"])
-        assert values["tok_s"] > 0 and math.isfinite(values["limit_tok_s"])
-    values = rows["nano-moe, --vram 20M"]["values"]
-    assert 0 <= values["misses"] <= 1 and 0 < values["expert_bytes"] < 6e6  # of 10 MB
+        assert row["reached"] is not None and row["goal"], row
+        if what.startswith("logits"):
+            assert values["tokens"] == 12 and 0 <= values["kl"] < 1e-3 and values["same_top"] > 0.5
+        elif what.endswith("sessions"):
+            assert values["ratio"] > 0
+        else:
+            assert values["tok_s"] > 0 and math.isfinite(values["limit_tok_s"])
+            assert values["fraction"] == pytest.approx(values["tok_s"] / values["limit_tok_s"])
+    values = rows[offloaded]["values"]
+    assert 0 < values["misses"] < 1 and values["expert_bytes"] > 0
 
 
-def test_the_report_is_a_table_for_the_readme(emulated_gpu: Path) -> None:
+def test_the_report_is_a_table_for_the_readme(
+    emulated_gpu: Path, dense: Path, mixture: Path
+) -> None:
     """And what cannot be measured says why, without costing the rest."""
-    only = "--only=offload,batch"
-    done = run(emulated_gpu, "--shapes=nano-moe,nothing,nano", "--vram=1M", only)
+    shapes, only = f"--shapes={mixture},nothing,{dense}", "--only=offload,batch"
+    done = run(emulated_gpu, shapes, "--vram=10K", only)
     assert done.returncode == 0, done.stderr
     head, _, table = done.stdout.partition("\n|")
     assert head.startswith("### emulation\n") and "GB/s" in head and "emulated" in head
     rows = [line.split(" | ") for line in ("|" + table).splitlines()[2:]]
-    assert all(len(row) == 4 for row in rows)
-    assert [(row[0], row[3]) for row in rows] == [
-        ("| nano-moe: offload", "- |"),  # dense weights alone take more
+    assert [(row[0], row[3]) for row in rows[:3]] == [
+        ("| mixture: offload", "- |"),  # dense weights alone take more
         ("| nothing: offload", "- |"),
         ("| nothing: batch", "- |"),
-        ("| nano: 4 sessions", rows[3][3]),
     ]
-    assert "none fit" in rows[0][2] and "nothing" in rows[1][2] and " x" in rows[3][2]
+    assert "none fit" in rows[0][2] and "nothing" in rows[1][2]
+    assert len(rows) == 4 and rows[3][0] == "| dense: 4 sessions" and rows[3][2].endswith(" x")
 
 
-def test_compute_sanitizers_summary(emulated_gpu: Path, tmp_path: Path) -> None:
+def test_compute_sanitizers_summary(emulated_gpu: Path, dense: Path, tmp_path: Path) -> None:
     tool = tmp_path / "compute-sanitizer"
     tool.write_text('#!/bin/sh\n"$@" && echo "========= ERROR SUMMARY: 3 errors"\n')
     tool.chmod(0o755)
-    args = ("--sanitize", "--only=batch", "--shapes=nano-moe", "--tokens=2", "--json")
+    args = ("--sanitize", f"--logits={dense}", "--only=batch", f"--shapes={dense}", "--json")
     done = run(emulated_gpu, *args, path=tmp_path)
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)["rows"]
+    row, _ = json.loads(done.stdout)["rows"]
     assert row["figure"] == "3 errors" and row["reached"] is False
 
 
