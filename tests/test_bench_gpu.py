@@ -50,9 +50,11 @@ def run(gpu: Path | str, *args: str, path: Path | None = None) -> subprocess.Com
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-def test_every_goal_has_a_figure(emulated_gpu: Path, dense: Path, mixture: Path) -> None:
-    names, vram = f"{dense},{mixture}", vram_for_half(mixture)
-    done = run(emulated_gpu, f"--shapes={names}", f"--logits={names}", f"--vram={vram}", "--json")
+def test_every_goal_has_a_figure(emulated_gpu: Path, mixture: Path) -> None:
+    """But that of a batch, which is for dense models, as in the next test."""
+    vram = vram_for_half(mixture)
+    args = (f"--shapes={mixture}", f"--logits={mixture}", f"--vram={vram}", "--json")
+    done = run(emulated_gpu, *args)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["device"]["backend"] == "emulated" and report["date"]
@@ -60,14 +62,9 @@ def test_every_goal_has_a_figure(emulated_gpu: Path, dense: Path, mixture: Path)
     rows = {row["what"]: row for row in report["rows"]}
     offloaded = f"mixture, --vram {vram}"
     assert list(rows) == [
-        "logits of dense",
         "logits of mixture",
-        "dense: decode 2",
         "mixture: decode 2",
-        "dense: prefill 4",
         "mixture: prefill 4",
-        "dense: 4 sessions",
-        "dense: decode 2 at 8",
         "mixture: decode 2 at 8",
         offloaded,
     ]
@@ -76,8 +73,6 @@ def test_every_goal_has_a_figure(emulated_gpu: Path, dense: Path, mixture: Path)
         assert row["reached"] is not None and row["goal"], row
         if what.startswith("logits"):
             assert values["tokens"] == 12 and 0 <= values["kl"] < 1e-3 and values["same_top"] > 0.5
-        elif what.endswith("sessions"):
-            assert values["ratio"] > 0
         else:
             assert values["tok_s"] > 0 and math.isfinite(values["limit_tok_s"])
             assert values["fraction"] == pytest.approx(values["tok_s"] / values["limit_tok_s"])
