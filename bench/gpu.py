@@ -104,13 +104,14 @@ class Bench:
 
     def measure(self, model: Model, work: Work) -> Sample:
         """The median of the rounds."""
-        layers, device = model.config["n_layers"], self.args.device
-        cost = Cost.of(model.config, tensors_of(model), gpu_layers=layers)
+        device = model.device
+        assert device is not None
+        cost = Cost.of(model.config, tensors_of(model), gpu_layers=model.config["n_layers"])
         nothing = Rates(inf, inf, inf)  # is left to the host, but for experts that are missed
         probe = probe_of(model) if model.gpu_stats.n_slots < n_experts(model) else None
 
         def rates() -> Rates:
-            return rates_now(model, probe, device) if probe else with_gpu(nothing, device)
+            return rates_now(model, probe) if probe else with_gpu(nothing, device)
 
         measurement = Measurement(cost, rates, Misses(model))
         with self.terminal.progress(f"{model.path.name}: {work}") as move:

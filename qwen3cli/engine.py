@@ -229,15 +229,16 @@ class Device(NamedTuple):
     free_bytes: int  # when it was asked
     n_units: int  # multiprocessors, cores
     unified: bool  # its memory is the host's
+    number: int = 0  # for Model.use_gpu
 
 
 def devices() -> tuple[list[Device], str]:
-    """The GPUs, as Model.use_gpu numbers them, and why there is none ("" otherwise)."""
+    """The GPUs, and why there is none ("" otherwise)."""
     try:
         found, why = qwen3_native.devices()
     except qwen3_native.NativeError as error:
         raise _raise(error) from None
-    return [Device(**each) for each in found], why
+    return [Device(**each, number=i) for i, each in enumerate(found)], why
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from quant.shards import files
 from qwen3cli.bench import peer
 from qwen3cli.bench.limits import Cost, Misses, Rates, Work
 from qwen3cli.bench.peer import Peer, PeerFailed
-from qwen3cli.engine import Cancelled, Model, ModelFile, Probe, Session, probe_device
+from qwen3cli.engine import Cancelled, Device, Model, ModelFile, Probe, Session, probe_device
 from qwen3cli.errors import DoesNotFit, UsageError
 from qwen3cli.hub import registry
 from qwen3cli.interrupt import interruptible
@@ -192,14 +192,14 @@ class Measurement:
         return self.probes[-1]
 
 
-def rates_now(model: Model, probe: Probe, device: int = 0) -> Rates:
+def rates_now(model: Model, probe: Probe) -> Rates:
     """Of the threads of a model, and of the GPU in use."""
     host = Rates(probe.read(), probe.int8(), probe.f32())
-    return with_gpu(host, device) if model.gpu_stats.n_layers else host
+    return with_gpu(host, model.device) if model.device else host
 
 
-def with_gpu(host: Rates, device: int) -> Rates:
-    there = probe_device(device)
+def with_gpu(host: Rates, device: Device) -> Rates:
+    there = probe_device(device.number)
     return replace(
         host,
         gpu_read=there["read"],
@@ -360,9 +360,8 @@ def _measured(
 
 def about(model: Model) -> dict[str, Any]:
     """What was measured."""
-    path, layers = model.path, model.gpu_stats.n_layers
-    on_gpu = {"gpu_layers": layers} if layers else {}
-    return {"file": str(path), "bytes": _file_bytes(path), "arch": model.config["arch"], **on_gpu}
+    path = model.path
+    return {"file": str(path), "bytes": _file_bytes(path), "arch": model.config["arch"]}
 
 
 def _report(
@@ -481,11 +480,12 @@ def _show(report: Mapping[str, Any], terminal: Terminal) -> None:
 
 
 def _gpu_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    gpu, layers = report["machine"].get("gpu"), report["model"].get("gpu_layers")
-    if not gpu:
+    if "gpu" not in report:
         return []
+    device, gpu = report["gpu"], report["machine"]["gpu"]
     return [
-        ("gpu", f"{layers} layers, reads {gpu['read_gb_s']:.1f} GB/s"),
+        ("gpu", f"{device['name']}, {device['layers']} layers"),
+        ("  memory", f"reads {gpu['read_gb_s']:.1f} GB/s"),
         ("  copies", f"{gpu['upload_gb_s']:.1f} GB/s to it"),
         ("  int8", f"{gpu['int8_gmac_s']:.0f} billion products a second"),
         ("  f16", f"{gpu['f16_gmac_s']:.0f} billion products a second"),
