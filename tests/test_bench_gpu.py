@@ -1,4 +1,4 @@
-"""bench/gpu.py on the emulated GPU: every goal gets a figure. No test judges a speed."""
+"""What bench/gpu.py and `qwen3 bench` report of the emulated GPU. No test judges a speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import ROOT
+from commandline import ROOT, Command
 from gguf_tiny import tiny_model
 
 from qwen3cli.plan.gpu import Card, share_of
@@ -119,3 +119,28 @@ def test_without_a_gpu_it_says_why() -> None:
 def test_a_part_that_is_misspelt() -> None:
     done = run("/there/is/none.so", "--only=decode,prefil")
     assert done.returncode == 2 and "prefil" in done.stderr and "prefill" in done.stderr
+
+
+def test_qwen3_bench_judges_by_the_gpu_where_it_computes(
+    emulated_gpu: Path, dense: Path, qwen3: Command
+) -> None:
+    def report(layers: str) -> Any:
+        work = ("--prefill", "4", "--decode", "2", "--rounds", "1", "--threads", "1", "--json")
+        gpu = {"QWEN3_GPU_LIBRARY": str(emulated_gpu)}
+        done = qwen3("bench", "-m", str(dense), "--gpu", layers, *work, **gpu)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    whole, half, without = report("2"), report("1"), report("off")
+
+    def share(row: Any) -> float:
+        """Of the time in which the GPU reads all bytes, the limit's."""
+        return float(row["gpu"]["read_gb_s"] / row["gb_per_token"] / row["limit_tok_s"])
+
+    assert share(whole["decode"]) == pytest.approx(1, rel=1e-3)
+    assert share(half["decode"]) < 0.9  # the host's memory is the faster one
+    row = whole["prefill"]  # all of it is Q8_0
+    limit = row["gpu"]["int8_gmac_s"] / row["gmac_per_token"]
+    assert row["limit_tok_s"] == pytest.approx(limit, rel=1e-3)
+    assert (whole["gpu"]["layers"], half["gpu"]["layers"]) == (2, 1)
+    assert "gpu" not in without and "gpu" not in without["decode"]
