@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "error.h"
-#include "forward.h"
+#include "share.h"
 #include "gpu/logits.h"
 
 /* Tokens of one pass: bounds the working memory of prefill. An expert sees few of them, so a

@@ -2,7 +2,7 @@
 #include "together.h"
 
 #include "error.h"
-#include "forward.h"
+#include "share.h"
 #include "session.h"
 
 _Static_assert((int)QWEN3_TOGETHER <= (int)MOST_SEQUENCES, "any session has memory for so many");

@@ -1,6 +1,6 @@
-/* forward.h - the forward pass of a model, of which a device may compute a share. */
-#ifndef QWEN3_FORWARD_H
-#define QWEN3_FORWARD_H
+/* share.h - the forward pass of a model, of which a device may compute a share. */
+#ifndef QWEN3_SHARE_H
+#define QWEN3_SHARE_H
 
 #include "step.h"
 

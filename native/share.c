@@ -1,5 +1,5 @@
-/* forward.c - see forward.h. */
-#include "forward.h"
+/* share.c - see share.h. */
+#include "share.h"
 
 #include <string.h>
 
