@@ -3,7 +3,14 @@
 
 #include "pass.h"
 
-enum { TOP_WARPS = 8 };
+enum { MOST_WARPS = 8, AT_ONCE = 64 /* logits that a warp takes */ };
+
+/* Of each of the TOP_BLOCKS blocks. */
+static int warps_for(int n_vocab) {
+    int warps = 1;
+    while (warps < MOST_WARPS && AT_ONCE * TOP_BLOCKS * warps < n_vocab) warps *= 2;
+    return warps;
+}
 
 static pass begin(gpu_sequence *s, qwen3_error *err) {
     pthread_mutex_lock(&s->model->turn);
@@ -43,7 +50,7 @@ qwen3_status gpu_take_logits(gpu_sequence *s, const gpu_sequence *from, int row,
 qwen3_status gpu_best(gpu_sequence *s, const gpu_penalties *penalties, int k, qwen3_error *err) {
     pass p = begin(s, err);
     float *logits = s->logits;
-    int n = penalties->n, shared = TOP_WARPS * (int)sizeof(top_part);
+    int n = penalties->n, warps = warps_for(p.c->n_vocab), shared = warps * (int)sizeof(top_part);
     if (n) {
         logits += p.c->n_vocab; /* another row, to change it */
         copy_row(&p, s->logits, 0, logits);
@@ -53,8 +60,8 @@ qwen3_status gpu_best(gpu_sequence *s, const gpu_penalties *penalties, int k, qw
                                penalties->repetition, penalties->presence});
     }
     top_args top = {logits, s->top_parts, s->top, p.c->n_vocab, k, 1};
-    LAUNCH(&p, top_parts, ((gpu_grid){TOP_BLOCKS, 1, 1, 32 * TOP_WARPS, shared}), top);
-    LAUNCH(&p, top_merge, ((gpu_grid){1, 1, 1, 32 * TOP_WARPS, shared}), top);
+    LAUNCH(&p, top_parts, ((gpu_grid){TOP_BLOCKS, 1, 1, 32 * warps, shared}), top);
+    LAUNCH(&p, top_merge, ((gpu_grid){1, 1, 1, 32 * warps, shared}), top);
     download(&p, s->staged.top, s->top, sizeof *s->top);
     return end(&p);
 }

@@ -102,7 +102,7 @@ static int draw_alike(qwen3_session *host, qwen3_session *there) {
 
 int main(int argc, char **argv) {
     qwen3_session *host = new_session(0), *there = new_session(1);
-    int few = 0, draws = argc > 1 ? atoi(argv[1]) : 30;
+    int few = 0, draws = argc > 1 ? atoi(argv[1]) : 120;
     for (int i = 0; i < draws; i += 2) few += draw_alike(host, there);
     CHECK(2 * few > draws, "the device's few were enough only %d times of %d", few, draws);
     end(host);
