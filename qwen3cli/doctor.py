@@ -239,7 +239,7 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         ("", f"reads {speed['read_gb_s']:.1f} GB/s"),
         ("disk", f"{disk['folder']}: {disk['type'] or '?'}, {amount(disk['free_bytes'])} free"),
         ("", _disk(disk)),
-        *_gpu_rows(report),
+        *gpu_rows(report["gpu"]),
         *[(name, _folder(folder)) for name, folder in report["folders"].items()],
         ("token", "yes" if report["token"] else "no: private and gated repositories are closed"),
         ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in packages)),
@@ -251,19 +251,19 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         terminal.note("all is well")
 
 
-def _gpu_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+def gpu_rows(gpu: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of the devices, or why there is none."""
     rows = []
-    for device in report["gpu"]["devices"]:
-        text = f"{device['name']} ({device['backend']}): {amount(device['free_bytes'])} of "
-        text += f"{amount(device['total_bytes'])} free"
+    for device in gpu["devices"]:
+        text = f"{device['name']} ({device['backend']}): {device['free_bytes'] / 1e9:.1f} of "
+        text += f"{device['total_bytes'] / 1e9:.1f} GB free"
         text += ", which is the machine's memory" if device["unified"] else ""
         text += f", driver {device['driver']}" if device["driver"] else ""
         rows.append(("gpu", text))
         rates = device["rates"]
         if rates["read_gb_s"]:
             rows.append(("", _gpu_rates(rates)))
-    why = report["gpu"]["why"]
-    return rows or [("gpu", f"none: {why}" if why else "none")]
+    return rows or [("gpu", f"none: {gpu['why']}")]
 
 
 def _gpu_rates(rates: dict[str, float]) -> str:

@@ -40,9 +40,11 @@ def open_model(opening: Opening, tell: Tell, *, expected: bool = False) -> tuple
     A GPU that has too little memory after all, for a session as well, gets less of the model, in
     the end nothing; that is told, too. Raises as Model and place do; and what is wrong with a GPU
     where it was to have a number of layers."""
-    card = opening.card
+    card, why = opening.card, ""
     while True:
         placement = _placed(opening, card)
+        if why:
+            tell(f"qwen3: {why}: {'trying less of it' if placement.gpu else 'the CPU computes it'}")
         for line in _plan(opening, placement, expected):
             tell(line)
         model = Model(opening.path, threads=opening.threads, expert_bytes=placement.expert_bytes)
@@ -58,7 +60,6 @@ def open_model(opening: Opening, tell: Tell, *, expected: bool = False) -> tuple
             too_little, why = isinstance(error, DoesNotFit), str(error)
         del model  # and what it has of the GPU
         card = smaller(gpu) if too_little else None
-        tell(f"qwen3: {why}: {'less of it' if card else 'nothing'} is tried on {gpu.card.name}")
 
 
 def _placed(opening: Opening, card: Card | None) -> Placement:

@@ -11,7 +11,7 @@ from commandline import Command
 from huggingface_hub import constants
 
 from qwen3cli import doctor
-from qwen3cli.doctor import findings
+from qwen3cli.doctor import findings, gpu_rows
 from qwen3cli.plan import system
 
 GB = 10**9
@@ -128,6 +128,18 @@ def test_a_gpu_that_is_not_used_is_told_with_the_reason() -> None:
     assert found["text"].startswith("Quick 5") and "built without one" in found["text"]
     used = {"devices": [{"name": "Quick 5"}], "why": ""}
     assert findings(report | {"gpu": used}) == []
+
+
+def test_a_line_for_each_gpu_or_why_there_is_none() -> None:
+    device = {
+        "name": "Quick 5", "backend": "cuda", "total_bytes": 8 * GB, "free_bytes": 7 * GB,
+        "unified": False, "driver": "560.1", "rates": {"read_gb_s": None},
+    }  # fmt: skip
+    rates = {"read_gb_s": 400.0, "upload_gb_s": 12.5, "int8_gmac_s": 90_000.0}
+    rows = gpu_rows({"devices": [device, device | {"rates": rates}], "why": ""})
+    assert rows[0] == rows[1] == ("gpu", "Quick 5 (cuda): 7.0 of 8.0 GB free, driver 560.1")
+    assert rows[2][1].startswith("reads 400.0 GB/s, is filled at 12.5 GB/s, 90,000 billion int8")
+    assert gpu_rows({"devices": [], "why": "no driver"}) == [("gpu", "none: no driver")]
 
 
 @pytest.mark.parametrize(

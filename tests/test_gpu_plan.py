@@ -60,7 +60,9 @@ def test_never_more_than_the_budget(model: str, kv: str) -> None:
             there = sizes.above(found.layers)
             experts = found.expert_bytes or all_experts(sizes, found)
             cache = found.n_ctx * sizes.kv_bytes(1, kv) * found.layers / len(sizes.layers)
-            assert there.dense + experts + cache + device_work(sizes.shape) <= found.bytes  # type: ignore[arg-type]
+            assert (
+                there.dense + experts + cache + device_work(sizes.shape, found.n_ctx) <= found.bytes
+            )  # type: ignore[arg-type]
             assert found.bytes <= budget and found.n_ctx <= sizes.n_ctx
             assert n_ctx in (None, found.n_ctx)
 
@@ -309,7 +311,7 @@ def test_a_line_for_what_is_split() -> None:
     speed = predict(sizes, 0, HOST, gpu=(part.gpu, QUICK))
     line, n = part.describe("qwen3-8b", speed), part.gpu.layers
     assert line.startswith(f"qwen3-8b: {n} of 36 layers on Quick 5, the first {36 - n} on the CPU")
-    assert "8,192 tokens" in line and line.endswith(f"for about {speed.tok_s:.0f} tok/s")
+    assert line.endswith(f"; 8,192 tokens of context, about {speed.tok_s:.0f} tok/s")
     tiers = plan(of("30b-a3b:q4_k_m"), 8 * GB, card=Card("Quick 5", 6 * GB)).describe("m")
     assert "all 48 layers on Quick 5 with" in tiers and "of experts (" in tiers
     assert "8.0 GB of memory for" in tiers and "read from the file" in tiers

@@ -154,7 +154,7 @@ def _needs(sizes: Sizes, n: int, n_ctx: int, kv: str | None) -> tuple[int, int, 
     if n == len(sizes.layers):
         dense += sizes.embedding_device
     slot = max(layer.slot for layer in layers)
-    work = device_kv(sizes, n, n_ctx, device_type(sizes, kv)) + device_work(sizes.shape)
+    work = device_kv(sizes, n, n_ctx, device_type(sizes, kv)) + device_work(sizes.shape, n_ctx)
     least = slot * min(sizes.shape.n_used * n, sizes.shape.n_experts * n)
     return dense, least, slot * sizes.shape.n_experts * n, work
 

@@ -78,7 +78,8 @@ class Placement:
         text = f"{name}: {'; '.join(parts)}"
         if speed is None:
             return text
-        return f"{text}, for about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
+        about = f"about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
+        return f"{text}, {'for ' if self.expert_bytes else ''}{about}"
 
     def _on_gpu(self, gpu: Share) -> str:
         assert self.sizes is not None
@@ -92,7 +93,7 @@ class Placement:
             text += f" ({gpu.expert_bytes / experts:.0%})"
         if rest:
             text += f", the first {rest} on the CPU"
-        return text if self.expert_bytes else f"{text}; a context of {gpu.n_ctx:,} tokens"
+        return text if self.expert_bytes else f"{text}; {gpu.n_ctx:,} tokens of context"
 
     def warning(self, name: str, speed: Speed | None = None) -> str:
         """A line for the user, of a model that is mapped into too little memory. speed: of its

@@ -26,13 +26,12 @@ from dataclasses import dataclass
 
 from qwen3cli.plan.gpu import Share
 from qwen3cli.plan.machine import GpuRates, Peaks, Rates
-from qwen3cli.plan.sizes import GPU_BATCH, OVERHEAD, Sizes
+from qwen3cli.plan.sizes import OVERHEAD, Sizes, pass_tokens
 
 REACHED = 0.75  # of the rate of memory, in decode: bench/README.md. Of a GPU nothing was measured
 PREFILL_REACHED = 0.40  # of the peak of products, in prefill: docs/decisions.md
 PREFILL_REACHED_MIXTURE = 0.28
 OVERLAP = 0.5  # of the shorter of the two times: docs/decisions.md
-_PASS = 2048  # tokens of a prompt that a mixture computes at once
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def prompt_seconds(
     reached = PREFILL_REACHED_MIXTURE if sizes.experts else PREFILL_REACHED
     computing = tokens * (sizes.int8 / peaks.int8 + sizes.f32 / peaks.f32) / reached
     missing = max(0, sizes.experts - expert_bytes) if expert_bytes else 0
-    reading = math.ceil(tokens / _PASS) * missing / rates.disk if missing else 0.0
+    reading = math.ceil(tokens / pass_tokens(True)) * missing / rates.disk if missing else 0.0
     return computing + reading - OVERLAP * min(computing, reading)
 
 
@@ -138,7 +137,7 @@ def _prompt_on_gpu(sizes: Sizes, gpu: Share, card: GpuRates, tokens: int) -> flo
     reached = PREFILL_REACHED_MIXTURE if sizes.experts else PREFILL_REACHED
     computing = tokens * (sizes.int8 / units + sizes.f32 / (card.f16 or units)) / reached
     missing = max(0, sizes.experts - gpu.expert_bytes) if gpu.expert_bytes else 0
-    copying = math.ceil(tokens / GPU_BATCH) * missing / card.upload if missing else 0.0
+    copying = math.ceil(tokens / pass_tokens(True)) * missing / card.upload if missing else 0.0
     return computing + copying
 
 

@@ -17,8 +17,7 @@ OVERHEAD = 300_000_000  # the interpreter, the tokenizer, working memory of a pa
 KV_ITEM = {"f16": 2.0, "f32": 4.0, "q8": 34 / 32}  # bytes of a value in the kv cache
 _PAGE = 4096
 _FLOAT = ("F32", "F16", "BF16")  # multiplied as f32, all else as int8
-GPU_BATCH = 512  # most tokens of a pass on a device
-_FEW, _PARTS, _TILE = 8, 64, 16  # FEW_COLUMNS, ATTEND_PARTS and KV_TILE of the engine
+_FEW, _PARTS, _TILE, _TOP = 8, 64, 16, 64  # FEW_COLUMNS, ATTEND_PARTS, KV_TILE, TOP_MOST
 
 Row = tuple[str, tuple[int, ...], str, int]  # a tensor's name, shape, type and bytes
 _Tensor = tuple[tuple[int, ...], str, int]  # without the name
@@ -251,11 +250,14 @@ def device_kv(sizes: Sizes, n_layers: int, n_ctx: int, kv: str) -> int:
     return math.ceil(_up(n_ctx, _TILE) * item) * n_layers
 
 
-def device_work(shape: Shape, batch: int = GPU_BATCH) -> int:
-    """Bytes of a session's working memory on a device: those that native/gpu/sequence.c carves."""
+def device_work(shape: Shape, n_ctx: int) -> int:
+    """Bytes of a session's working memory on a device: what native/gpu/sequence.c carves beside
+    the kv cache."""
+    batch = max(_FEW, min(n_ctx, pass_tokens(shape.n_experts > 0)))
     entries = batch * shape.n_used
     heads = shape.n_q // shape.head_dim
     floats, group = 4, 40 / 32  # bytes of a float, and of an int8 with its share of the scales
+    top = _TOP * 8 + 12
     parts = [
         batch * 4,
         batch * 24,
@@ -268,16 +270,24 @@ def device_work(shape: Shape, batch: int = GPU_BATCH) -> int:
         entries * shape.n_ff * floats,
         entries * shape.n_ff * group,
         _FEW * shape.n_vocab * floats,
+        min(n_ctx, shape.n_vocab) * 4,
+        _TOP * top,
+        top,
     ]
     if shape.n_experts:
         parts += [
             batch * shape.n_experts * floats,
-            entries * shape.n_embd * floats,
+            (entries + _FEW * shape.n_used) * shape.n_embd * floats,
             *[entries * 4] * 5,
             *[(shape.n_experts + 1) * 4] * 3,
-            entries * 3 * 8,
+            max(entries, shape.n_experts) * 3 * 8,
         ]
     return sum(_up(math.ceil(part), 256) for part in parts)
+
+
+def pass_tokens(mixture: bool) -> int:
+    """The most that are computed at once, on a device as here."""
+    return 2048 if mixture else 512
 
 
 def _least_experts(experts: dict[str, int], counts: _Counts) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from qwen3cli.engine import Model, Session
+from qwen3cli.plan.memory import amount
 from qwen3cli.session import Closed, Reply, Settings
 
 _NEARLY_FULL = 0.9  # of the context
@@ -77,10 +78,10 @@ def gpu(model: Model) -> str | None:
     if device is None:
         return None
     line = f"gpu: {stats.n_layers} of {model.config['n_layers']} layers on {device.name}, "
-    line += f"{stats.bytes / 1e9:.2f} GB"
+    line += f"{amount(stats.bytes)}"
     if stats.misses:
         line += (
-            f"; {stats.expert_bytes / 1e9:.2f} GB of experts; {stats.hits:,} were there, "
+            f"; {amount(stats.expert_bytes)} of experts; {stats.hits:,} were there, "
             f"{stats.copied:,} were copied ({stats.bytes_copied / 1e9:.2f} GB), "
             f"{stats.computed:,} computed by the CPU ({stats.stall_s:.1f} s waited)"
         )
@@ -129,7 +130,7 @@ def on_gpu(model: Model) -> dict[str, object]:
         "layers": stats.n_layers,
         "bytes": stats.bytes,
     }
-    if stats.n_slots:
+    if stats.hits or stats.misses:
         told["experts"] = {
             "budget_bytes": stats.expert_bytes,
             "slots": stats.n_slots,

@@ -20,5 +20,11 @@ const gpu_api *qwen3_gpu(void) {
             fail(why, QWEN3_ERR_UNSUPPORTED, "the driver is asleep");
             return 0;
         };
+    if (spoiled && !std::strcmp(spoiled, "small"))
+        api.alloc = [](gpu *device, size_t bytes, qwen3_error *err) -> void * {
+            if (bytes <= 12000000) return gpu_emulated.alloc(device, bytes, err);
+            fail(err, QWEN3_ERR_MEMORY, "the GPU has no %zu bytes left", bytes);
+            return nullptr;
+        };
     return &api;
 }
