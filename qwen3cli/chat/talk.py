@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3cli.chat.transcripts import Stored, Transcript, Turn
+from qwen3cli.engine import Model
 from qwen3cli.errors import ContextOverflow, Qwen3Error
 from qwen3cli.hub import registry
 from qwen3cli.interrupt import TERMINATING, watching
@@ -215,8 +216,15 @@ class Talk:
         return (
             f"{model.path.stem}: {self.conversation.generation.value}{weights}, a context of "
             f"{session.n_ctx:,} tokens (kv cache: up to {amount(session.kv_bytes)}), "
-            f"{model.threads} thread{'s' * (model.threads != 1)}"
+            f"{model.threads} thread{'s' * (model.threads != 1)}{_on_gpu(model)}"
         )
+
+
+def _on_gpu(model: Model) -> str:
+    if model.device is None:
+        return ""
+    layers, every = model.gpu_stats.n_layers, model.config["n_layers"]
+    return f", {layers} of {every} layers on {model.device.name}"
 
 
 def _take_back(transcript: Transcript) -> None:

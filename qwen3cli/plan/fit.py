@@ -248,7 +248,11 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         rows.append(("experts", line))
     if gpu:
         rows.insert(
-            3, ("gpu", f"{gpu['name']}: {amount(gpu['bytes'])} of {amount(gpu['budget_bytes'])}")
+            3,
+            (
+                "gpu",
+                f"{gpu['name']}: {amount(gpu['bytes'])} of {amount(gpu['budget_bytes'])} taken",
+            ),
         )
     if "get" in report:
         rows.insert(1, ("not here", " and ".join(f"`{line}`" for line in report["get"])))
@@ -260,9 +264,12 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     rows += [
         ("context", f"{report['n_ctx']:,} tokens, {amount(report['kv_bytes'])} in {report['kv']}"),
         ("reads", reads),
-        ("prompt", f"{_two_digits(seconds)} s for 1,000 tokens"),
+        ("prompt", "-" if seconds is None else f"{_two_digits(seconds)} s for 1,000 tokens"),
     ]
     terminal.table(("fit", ""), rows)
+    if gpu and not gpu["read_gb_s"]:
+        terminal.note("how fast that GPU is, is not known here")
+        return
     terminal.table(
         ("decode", "tok/s", "serial floor", "limit"),
         [
@@ -283,21 +290,19 @@ def _split(report: dict[str, Any], gpu: dict[str, Any], where: str) -> str:
         return "fits, all of it on the GPU"
     text = f"{layers} of {every} layers on the GPU" if layers < every else "all layers on the GPU"
     if experts:
-        text += f"; experts: {there:.0%} in its memory"
+        text += f"; experts: {there:.0%} there"
     if report["where"] == "mapped":
         return f"{text}; the rest {where}"
     if not experts:
         return f"{text}, the others on the CPU"
-    here = (experts["held_bytes"] or 0) / experts["bytes"]
     if report["where"] == "offloaded":
+        here = (experts["held_bytes"] or 0) / experts["bytes"]
         return f"{text}, {here:.0%} in memory, the others in the file"
-    return f"{text}, {'all' if here == 1 else f'{here:.0%}'} in memory"
+    return f"{text}, {1 - there:.0%} in memory"
 
 
-def _two_digits(value: float | None) -> str:
+def _two_digits(value: float) -> str:
     """As exact as a prediction is: 0.034, 2.8, 37, 303."""
-    if value is None:
-        return "-"
     return f"{value:,.0f}" if value >= 9.95 else f"{value:#.2g}"
 
 

@@ -54,7 +54,7 @@ def card(gpu: str | None, vram: str | None, share: float = 1.0) -> Card | None:
     limit = None if vram in (None, "auto") else parse_bytes(str(vram), "--vram")
     if layers == 0:
         return None
-    devices, why = engine.devices()
+    devices, why = _devices()
     if not devices:
         if layers is not None:
             raise Qwen3Error(f"--gpu {layers}: {why or 'there is no GPU'}; --gpu off does without")
@@ -77,7 +77,7 @@ def card_to_fit(gpu: str | None, vram: str | None) -> Card | None:
     means one that has as much."""
     if vram not in (None, "auto") and layers_wanted(gpu) != 0:
         total = parse_bytes(str(vram), "--vram")
-        devices, _ = engine.devices()
+        devices, _ = _devices()
         if total > max((device.total_bytes for device in devices), default=0):
             budget = max(0, int(total * _SHARE) - _RESERVE)
             return Card(f"a GPU of {amount(total)}", budget, index=-1, layers=layers_wanted(gpu))
@@ -86,9 +86,17 @@ def card_to_fit(gpu: str | None, vram: str | None) -> Card | None:
 
 def smaller(share: Share) -> Card:
     """The card of a share for which there was too little memory after all, with less of it."""
-    devices, _ = engine.devices()
+    devices, _ = _devices()
     free = devices[share.card.index].free_bytes if share.card.index < len(devices) else 0
     return share.card.within(max(0, min(int(share.bytes * _STEP), free - _RESERVE)))
+
+
+def _devices() -> tuple[list[engine.Device], str]:
+    """As engine.devices; one that cannot be asked is none."""
+    try:
+        return engine.devices()
+    except Qwen3Error as error:
+        return [], str(error)
 
 
 def layers_wanted(gpu: str | None) -> int | None:

@@ -94,10 +94,12 @@ def recommended(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _best(quants: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the quantizations of a model, the best first: the first that is fast enough, else the
-    fastest, else the smallest."""
+    fastest; of unknown speed the first that is all on the GPU, else the smallest."""
     fitting = [row for row in quants if row["tok_s"] is not None]
     enough = (row for row in fitting if row["tok_s"] >= ENOUGH)
-    return next(enough, None) or max(fitting, key=lambda row: row["tok_s"], default=quants[-1])
+    on_gpu = (row for row in quants if row.get("gpu") == 1)
+    last = next(on_gpu, quants[-1])
+    return next(enough, None) or max(fitting, key=lambda row: row["tok_s"], default=last)
 
 
 def _row(each: Candidate, placement: Placement, kv: str | None, machine: Machine) -> dict[str, Any]:
