@@ -42,8 +42,8 @@ def test_the_settings_are_the_flags() -> None:
         kind = hints[field.name]
         flags[field.name.replace("_", "-")] = next(iter(get_args(kind)), kind)
     assert flags.pop("stop") == list[str]
-    assert flags["budget"] is str
-    flags["budget"] = int | str  # in the file a number need not be quoted
+    assert flags["budget"] is flags["gpu"] is str
+    flags["budget"] = flags["gpu"] = int | str  # in the file a number need not be quoted
     assert flags == KEYS
 
 

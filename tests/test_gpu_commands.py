@@ -167,6 +167,9 @@ def test_a_receipt_names_the_device(gpu: Gpu, qwen3: Command) -> None:
     without = json.loads(qwen3("replay", "r.json", "--json").stdout)
     assert without["changes"] == ["gpu was emulation (emulated, 1 of 4 layers) and is none"]
     assert "gpu" not in without
+    del told["gpu_layers"], told["versions"]["gpu"]  # as before there were GPUs
+    (qwen3.home / "r.json").write_text(json.dumps(told))
+    assert json.loads(gpu("replay", "r.json", "--json").stdout)["changes"] == []
 
 
 def test_a_perplexity(gpu: Gpu, qwen3: Command) -> None:

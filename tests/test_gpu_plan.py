@@ -423,7 +423,9 @@ def test_the_table_with_a_gpu(devices: Devices, fitted: Fitted) -> None:
     supposed, text = fitted(None, None, vram="8G")
     assert supposed["recommended"] is None and "how fast it is, is not known" in text
     found = {row["model"]: row["gpu"] for row in supposed["models"]}
-    assert found["8b:q4_k_m"] == found["4b:q8_0"] == 1 and found["0.6b:q8_0"] == 1  # the best that it holds
+    assert (
+        found["8b:q4_k_m"] == found["4b:q8_0"] == 1 and found["0.6b:q8_0"] == 1
+    )  # the best that it holds
     assert found["14b:q4_k_m"] < 1
 
 

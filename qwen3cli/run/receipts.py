@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -92,7 +92,7 @@ class Receipt:
     sampling: dict[str, Any]  # without the seed
     prompt: list[int]
     samples: list[Sample]
-    gpu_layers: int = 0  # the last so many, computed by a GPU
+    gpu_layers: int  # the last so many, computed by a GPU
 
     def settings(self, sample: Sample, grammar: Grammar | None) -> Settings:
         """Settings that repeat a sample. What a clock, the user or a loop ended comes to the
@@ -245,6 +245,7 @@ def read(file: str) -> Receipt:
             raise ValueError("it has no key receipt")
         if told.pop("receipt") != FORMAT:
             raise ValueError("it is of another version of qwen3")
+        told.setdefault("gpu_layers", 0)  # it was written before a GPU computed any
         told["samples"] = [_made(Sample, sample) for sample in told["samples"]]
         receipt: Receipt = _made(Receipt, told)
         _check(receipt)
@@ -275,11 +276,8 @@ def _made(kind: type[Any], table: Any) -> Any:
     hints = get_type_hints(kind)
     if not isinstance(table, dict):
         raise ValueError(f"no {kind.__name__.lower()} is {table!r:.40}")
-    optional = {field.name for field in fields(kind) if field.default is not MISSING}
     for name in [*hints, *table]:
         if name not in table:
-            if name in optional:  # it was written before there was one
-                continue
             raise ValueError(f"it has no {name}")
         if name not in hints or not _fits(table[name], hints[name]):
             raise ValueError(f"its {name} is {table[name]!r:.40}")
