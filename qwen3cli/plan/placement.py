@@ -92,7 +92,7 @@ class Placement:
             text += f" with {amount(gpu.expert_bytes)} of their {amount(experts)} of experts"
             text += f" ({gpu.expert_bytes / experts:.0%})"
         if rest:
-            text += f", the first {rest} on the CPU"
+            text += f", the first{f' {rest}' if rest > 1 else ''} on the CPU"
         return text if self.expert_bytes else f"{text}; {gpu.n_ctx:,} tokens of context"
 
     def warning(self, name: str, speed: Speed | None = None) -> str:
