@@ -5,6 +5,7 @@
  */
 #include "rates.h"
 
+#include <string.h>
 #include <time.h>
 
 #include "error.h"
@@ -117,6 +118,14 @@ static void take_memory(probe *p, const gpu_info *info) {
     if (!p->sums) p->status = p->err->status;
 }
 
+/* What is measured reads nothing that was not written. */
+static void fill_memory(probe *p) {
+    if (p->status == QWEN3_OK) memset(p->pinned, 0x5a, p->n_pinned);
+    for (size_t at = 0; at < p->n_memory && p->status == QWEN3_OK; at += p->n_pinned)
+        p->status = p->api->upload(p->device, GPU_COMPUTE, p->memory + at, p->pinned, p->n_pinned,
+                                   p->err);
+}
+
 static void release(probe *p) {
     if (p->sums) p->api->release(p->device, p->sums);
     if (p->pinned) p->api->release_pinned(p->device, p->pinned);
@@ -126,12 +135,13 @@ static void release(probe *p) {
 
 qwen3_status gpu_measure(const gpu_api *api, int index, qwen3_gpu_rates *rates, qwen3_error *err) {
     qwen3_error why = {0};
-    gpu_info info;
+    gpu_info info = {0};
     probe p = {.api = api, .device = api->open(index, &why), .err = &why};
     if (!p.device) return fail(err, why.status, "%s", why.text);
     p.status = api->describe(p.device, &info, &why);
     p.n_blocks = BLOCKS * info.n_units;
     if (p.status == QWEN3_OK) take_memory(&p, &info);
+    fill_memory(&p);
     qwen3_gpu_rates measured;
     /* Products first: a device that was idle has raised its clocks by then. */
     measured.f16 = rate(&p, multiply_f16, round_of(&p, 16));
