@@ -127,7 +127,7 @@ def n_experts(model: Model) -> int:
 
 def title(name: str) -> str:
     """Of a file its name."""
-    return Path(name).stem
+    return Path(name).name.removesuffix(".gguf")
 
 
 def tensors_of(model: Model) -> list[Tensor]:
@@ -148,7 +148,8 @@ def logs_of(session: Session, texts: Sequence[Sequence[int]]) -> NDArray[np.floa
     for ids in texts:
         half = len(ids) // 2
         session.sync([])
-        rows.append(log_softmax(session.extend_logits(ids[:half])))
+        if half:
+            rows.append(log_softmax(session.extend_logits(ids[:half])))
         for token in ids[half:]:
             session.extend([token])
             rows.append(log_softmax(session.logits())[None])
@@ -189,10 +190,10 @@ def sanitized(args: argparse.Namespace) -> Row:
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     found = re.search(r"ERROR SUMMARY: (\d+) errors?", done.stdout)
-    if not found or done.returncode or "not measured" in done.stdout:
+    errors = int(found[1]) if found else 0
+    if not errors and (not found or done.returncode or "not measured" in done.stdout):
         tail = done.stdout.strip().splitlines()[-1:] or ["it said nothing"]
         return Row(*row, f"not measured: {tail[0]}", None)
-    errors = int(found[1])
     return Row(*row, f"{errors} errors", errors == 0, {"errors": errors})
 
 
@@ -308,14 +309,14 @@ def driver(device: Device) -> str:
     return f"{device.backend}, driver {version}" if version else device.backend
 
 
-def about(index: int, device: Device) -> dict[str, object]:
+def about(device: Device) -> dict[str, object]:
     return {
         "device": device._asdict(),
         "driver": driver(device),
         "host": f"{system.cpu_name()}, {system.system_name()}",
         "qwen3": __version__,
         "date": date.today().isoformat(),
-        "rates": probe_device(index),
+        "rates": probe_device(device.number),
     }
 
 
@@ -364,10 +365,13 @@ def main() -> None:
     parts = args.only.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--only {unknown[0]}: it is one of {', '.join(PARTS)}")
-    found, why = devices()
-    if not 0 <= args.device < len(found):
-        sys.exit(f"there is no GPU {args.device} to measure{': ' + why if why else ''}")
-    report, all_rows = about(args.device, found[args.device]), []
+    try:
+        found, why = devices()
+        if not 0 <= args.device < len(found):
+            sys.exit(f"there is no GPU {args.device} to measure{': ' + why if why else ''}")
+        report, all_rows = about(found[args.device]), []
+    except Qwen3Error as error:
+        sys.exit(str(error))
     if not args.json:
         print(heading(report), flush=True)
     for row in rows(Bench(args), parts):
