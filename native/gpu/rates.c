@@ -16,8 +16,9 @@ enum {
     BLOCKS = 4, /* of a multiprocessor: its registers have room for so many */
     WARPS = PROBE_THREADS / 32,
 };
-/* To read: a share of the device's memory is several times its caches. */
-enum { MEMORY_SHARE = 32, FREE_SHARE = 2 };
+/* To read: caches have a 250th of a device's memory at most, and what fits them would be read
+ * from there. */
+enum { MEMORY_SHARE = 32 };
 static const uint64_t MOST_BYTES = (uint64_t)1 << 30, LEAST_BYTES = 1 << 20;
 static const size_t COPIED_BYTES = 1 << 24; /* at once */
 
@@ -26,7 +27,7 @@ typedef struct {
     gpu *device;
     int n_blocks;
     unsigned char *memory, *pinned;
-    size_t n_memory, n_pinned; /* bytes; the first a multiple of PROBE_PIECE, at least LEAST_BYTES */
+    size_t n_memory, n_pinned; /* bytes; the first a multiple of PROBE_PIECE */
     void *sums;
     qwen3_status status; /* the first that was not QWEN3_OK */
     qwen3_error *err;
@@ -102,15 +103,16 @@ static double rate(probe *p, work *queue, uint64_t amount) {
 
 /* ---- life ---------------------------------------------------------------------------- */
 
-/* Less than it wants where there is not so much in one piece. */
+/* Half of what it wants where that is all there is; with less it would measure a cache. */
 static void take_memory(probe *p, const gpu_info *info) {
-    uint64_t most = info->total_bytes / MEMORY_SHARE, free = info->free_bytes / FREE_SHARE;
-    if (most > free) most = free;
     p->n_memory = MOST_BYTES;
-    while (p->n_memory > most && p->n_memory > LEAST_BYTES) p->n_memory /= 2;
-    while (!(p->memory = p->api->alloc(p->device, p->n_memory, p->err)) &&
-           p->n_memory > LEAST_BYTES)
+    while (p->n_memory > info->total_bytes / MEMORY_SHARE && p->n_memory > LEAST_BYTES)
         p->n_memory /= 2;
+    p->memory = p->api->alloc(p->device, p->n_memory, p->err);
+    if (!p->memory) {
+        p->n_memory /= 2;
+        p->memory = p->api->alloc(p->device, p->n_memory, p->err);
+    }
     p->n_pinned = p->n_memory < COPIED_BYTES ? p->n_memory : COPIED_BYTES;
     if (p->memory) p->pinned = p->api->alloc_pinned(p->device, p->n_pinned, p->err);
     if (p->pinned)

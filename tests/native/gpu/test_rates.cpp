@@ -108,9 +108,9 @@ int main() {
         test_products<false>(&r, probe_f16);
         test_products<true>(&r, probe_int8);
     }
-    test_measuring((size_t)4 << 20);
-    test_measuring((size_t)1 << 20); /* no less than it needs */
-    test_failure(granting((1 << 20) - 1), 0, QWEN3_ERR_MEMORY);
+    test_measuring(SIZE_MAX);
+    test_measuring((size_t)16 << 20); /* half of what it wants of 1 GB */
+    test_failure(granting(((size_t)16 << 20) - 1), 0, QWEN3_ERR_MEMORY);
     test_failure(granting(0), 0, QWEN3_ERR_MEMORY);
     test_failure(gpu_emulated, 7, QWEN3_ERR_ARG);
     gpu_api broken = gpu_emulated;
