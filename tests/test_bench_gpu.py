@@ -14,6 +14,9 @@ import pytest
 from commandline import ROOT, Command
 from gguf_tiny import tiny_model
 
+from qwen3cli.plan.gpu import Card, share_of
+from qwen3cli.plan.sizes import sizes_of
+
 SHAPE: dict[str, Any] = {"hidden": 64, "ffn": 64, "head_dim": 32, "layers": 2}
 SHORT = ("--tokens=12", "--decode=2", "--prefill=4", "--depth=8", "--rounds=1", "--threads=1")
 
@@ -39,7 +42,7 @@ def run(gpu: Path | str, *args: str, path: Path | None = None) -> subprocess.Com
 
 
 def test_every_goal_has_a_figure(emulated_gpu: Path, mixture: Path) -> None:
-    """But that of a batch, which is for dense models, as in the next test, and of offload."""
+    """But for what is in the tests below."""
     only = "--only=logits,decode,prefill,context"
     done = run(emulated_gpu, f"--shapes={mixture}", f"--logits={mixture}", only, "--json")
     assert done.returncode == 0, done.stderr
@@ -80,6 +83,26 @@ def test_the_report_is_a_table_for_the_readme(
     ]
     assert "none fit" in rows[0][2] and "nothing" in rows[1][2]
     assert len(rows) == 4 and rows[3][0] == "| dense: 4 sessions" and rows[3][2].endswith(" x")
+
+
+def vram_for_half(mixture: Path) -> int:
+    """Of its experts."""
+    sizes = sizes_of(mixture)
+    assert sizes is not None
+    whole = share_of("", sizes, Card("", 1 << 30, layers=len(sizes.layers)), n_ctx=2)
+    assert whole is not None and whole.expert_bytes == 0
+    return whole.bytes - sum(8 // 2 * layer.slot for layer in sizes.layers)
+
+
+def test_what_is_missed_of_an_offloaded_mixture(emulated_gpu: Path, mixture: Path) -> None:
+    vram = vram_for_half(mixture)
+    done = run(emulated_gpu, f"--shapes={mixture}", "--only=offload", f"--vram={vram}", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    values = row["values"]
+    assert row["reached"] is not None and f"m = {values['misses']:.1%}" in row["figure"], row
+    assert 0 < values["misses"] < 1 and 0 < values["expert_bytes"] < vram
+    assert values["copied"] + values["computed"] > 0
 
 
 def test_compute_sanitizers_summary(emulated_gpu: Path, dense: Path, tmp_path: Path) -> None:
