@@ -123,8 +123,9 @@ typedef struct {
     float repetition, presence;
 } penalize_args;
 
-/* Products of a matrix with 1 to 8 columns: y[c][r] = W[r] . x[c]; or, with a second matrix, up,
- * y = silu(W x) * (up x). Or of entries, of one column each, with a matrix for every entry. */
+/* Products of a matrix with columns, up to 8 at a time: y[c][r] = W[r] . x[c]; or, with a second
+ * matrix, up, y = silu(W x) * (up x). Or of entries, of one column each, with a matrix for every
+ * entry. */
 typedef struct {
     /* Rows of n_in weights, a matrix 16-aligned; up: NULL for one matrix. */
     GLOBAL const unsigned char *w, *up;
@@ -136,7 +137,7 @@ typedef struct {
     GLOBAL float *y;      /* [columns or entries][n_out] */
     GLOBAL act_group *act; /* y as groups, or NULL; two matrices only, and then y may be NULL */
     int n_in, n_out;       /* n_in a multiple of 32, as n_out is for act */
-    int n_columns;         /* 1 for entries */
+    int n_columns;         /* not of entries */
     int entries_per_x;     /* so many entries in a row have the same x */
     int n_pairs;           /* a block's, of rows 2i and 2i + 1, or of gate's and up's row i: 32
                               for act */
@@ -186,6 +187,9 @@ typedef struct {
 /* Decoding cuts the positions of a token into parts: as many rounds of ATTEND_ROUND for each as
  * make at most ATTEND_PARTS of them. The rule sees nothing but the token's position. */
 enum { ATTEND_PARTS = 64, ATTEND_ROUND = 128, ATTEND_HEAD_DIM = 128 /* at most */ };
+
+/* Prefill: rows of a block, a row for each token and query of a K/V head. */
+enum { PREFILL_ROWS = 64, PREFILL_THREADS = 128, PREFILL_SHARED = 19456 };
 
 /* Products of a matrix with many columns: y[c][r] = W[r] . x[c]; or, with a second matrix, up,
  * y = silu(W x) * (up x). Of several experts each has a z of the grid, and its own columns: the

@@ -11,7 +11,7 @@
  *   lane_sum, lane_max, lane_xor, lane_from   all 32 lanes of a warp meet and exchange values
  *   dot4(a, b, c)                    c + the products of four signed bytes
  *   f16                              a half as it lies in memory; to_float, to_f16, bits_to_f16,
- *                                    f16_to_bits
+ *                                    f16_to_bits; two in a word: low_half, high_half, f16_word
  *   uint2, int2, uint4, int4, float4  words loaded at once, from where they are aligned to 8, 16
  *   UNROLL                           before a loop whose arrays are to stay in registers
  *
@@ -145,6 +145,13 @@ DEVICE float lane_max(float x CALLER) {
         x = other > x ? other : x;
     }
     return x;
+}
+
+DEVICE float low_half(uint word) { return to_float(bits_to_f16((ushort)(word & 0xffffu))); }
+DEVICE float high_half(uint word) { return to_float(bits_to_f16((ushort)(word >> 16))); }
+
+DEVICE uint f16_word(float low, float high) {
+    return (uint)f16_to_bits(to_f16(low)) | (uint)f16_to_bits(to_f16(high)) << 16;
 }
 
 #endif

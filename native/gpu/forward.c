@@ -20,8 +20,8 @@ static void attend_tokens(pass *p, int layer) {
                         .act = s->attended_act, .n = p->n, .n_heads = c->n_heads,
                         .n_kv_heads = c->n_kv_heads, .head_dim = hd, .layer = layer};
     if (p->n > FEW_COLUMNS) {
-        gpu_grid grid = {blocks(p->n * group, 64), c->n_kv_heads, 1, 128,
-                         (80 * hd + 1024) * (int)sizeof(float)};
+        gpu_grid grid = {blocks(p->n * group, PREFILL_ROWS), c->n_kv_heads, 1, PREFILL_THREADS,
+                         PREFILL_SHARED};
         launch(p, q8 ? KERNEL_prefill_q8 : KERNEL_prefill_f16, grid, &a, sizeof a);
         return;
     }

@@ -59,7 +59,7 @@ typedef enum {
     N_KERNELS
 } kernel_id;
 
-/* For weights of a type of blocks.h and 1 to 8 columns. */
+/* For weights of a type of blocks.h and so many columns: up to 8 at a time. */
 static inline kernel_id matvec_kernel(uint32_t type, int n_columns) {
     int step = n_columns > 4 ? 3 : n_columns > 2 ? 2 : n_columns - 1;
     switch (type) {

@@ -61,8 +61,8 @@ void gpu_mixture(pass *p, const layer *l, const gpu_bank *bank) {
     int entries = p->n * c->n_experts_used;
     bool many = p->n > FEW_COLUMNS && gemm_kernel(l->gate.type) != N_KERNELS &&
                 gemm_kernel(l->down.type) != N_KERNELS;
-    gpu_multiply(p, &l->router, NULL, (vectors){s->normed, s->normed_act}, p->n,
-             (vectors){s->router, NULL}, 0);
+    gpu_multiply_each(p, &l->router, NULL, (vectors){s->normed, s->normed_act}, p->n,
+                      (vectors){s->router, NULL}, 0); /* rounded as f16, near ties would turn */
     LAUNCH(p, route_experts, ((gpu_grid){blocks(p->n, THREADS / 32), 1, 1, THREADS, 0}),
            (route_args){s->router, s->experts, s->weights, p->n, c->n_experts,
                         c->n_experts_used, c->norm_topk});

@@ -61,6 +61,10 @@ kernel_id gemm_kernel(uint32_t type);
 /* y = W x of n columns; up: y = silu(W x) * (up x), as floats and as groups. */
 void gpu_multiply(pass *, const weight *, const weight *up, vectors x, int n, vectors y, int add);
 
+/* The same in float for any n, each column with the bits that it has alone: slow for many. */
+void gpu_multiply_each(pass *, const weight *, const weight *up, vectors x, int n, vectors y,
+                       int add);
+
 /* The residual stream += the experts of its tokens, of which s->normed has the input. */
 void gpu_mixture(pass *, const layer *, const gpu_bank *);
 

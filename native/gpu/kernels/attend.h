@@ -48,8 +48,10 @@ DEVICE void score_tile(GLOBAL const uchar *keys, SHARED const float *q, int head
     for (int first = 0; first < head_dim; first += 32) {
         typename KV::pair k[8];
         for (int j = 0; j < 8; j++)
-            k[j] = KV::load_pair(keys, (first + 4 * j + quarter) * KV_POSITIONS + position);
-        typename KV::pair_scale scale = KV::load_pair_scale(scales, first / 32, position);
+            k[j] = kv_items<KV, typename KV::pair>(
+                keys, (first + 4 * j + quarter) * KV_POSITIONS + position);
+        typename KV::pair_scale scale =
+            kv_scale<KV, typename KV::pair_scale>(scales, first / 32, position);
         for (int j = 0; j < 8; j++) {
             float x[2];
             KV::unpack(k[j], scale, x);
@@ -85,12 +87,12 @@ DEVICE void add_tile(GLOBAL const uchar *values, SHARED const float *p, int n, i
     GLOBAL const uchar *scales = values + head_dim * KV_POSITIONS;
     for (int first = 0; first < n; first += 8) {
         typename KV::quad v[8];
-        typename KV::quad_scale scale[8];
+        typename KV::scale scale[8];
         for (int j = 0; j < 8; j++) {
             int t = first + j;
             bool some = t < n && 4 * lane < head_dim;
-            v[j] = some ? KV::load_quad(values, t * head_dim + 4 * lane) : KV::no_quad();
-            scale[j] = KV::load_quad_scale(scales, some ? lane / 8 : 0, some ? t : 0);
+            v[j] = kv_items_if<KV, typename KV::quad>(some, values, t * head_dim + 4 * lane);
+            scale[j] = kv_scale<KV, typename KV::scale>(scales, some ? lane / 8 : 0, some ? t : 0);
         }
         for (int j = 0; j < 8; j++) {
             float x[4];

@@ -227,8 +227,7 @@ DEVICE void set_k4_scale(int4 head, int g, LOCAL weights &w) {
     int a = head.y >> shift, b = head.z >> shift, c = head.w >> shift;
     int scale = g < 4 ? a & 63 : (c & 15) | (a >> 2 & 48);
     int min = g < 4 ? b & 63 : (c >> 4 & 15) | (b >> 2 & 48);
-    set_scale(w, to_float(bits_to_f16((ushort)head.x)) * (float)scale,
-              to_float(bits_to_f16((ushort)(head.x >> 16))) * (float)min);
+    set_scale(w, low_half((uint)head.x) * (float)scale, high_half((uint)head.x) * (float)min);
 }
 
 struct q4_k {

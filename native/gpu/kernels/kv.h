@@ -35,76 +35,74 @@ DEVICE void kv_store(GLOBAL uchar *stream, bool q8, bool key, int head_dim, int 
 
 /* ---- reading ------------------------------------------------------------------------- */
 
-DEVICE float low_half(uint word) { return to_float(bits_to_f16((ushort)(word & 0xffffu))); }
-DEVICE float high_half(uint word) { return to_float(bits_to_f16((ushort)(word >> 16))); }
-
 /* Byte i of a word, signed, by way of 2^23 + 128 + it: conversions take eight times as long. */
 DEVICE float signed_byte(uint word, int i) {
     uint biased = ((word >> 8 * i) & 255u) ^ 128u;
     return bits_to_float(0x4b000000u | biased) - 8388736.0f;
 }
 
-/* Items of a tile as they are loaded: two positions of a key's item (pair), four items of a
- * value (quad), with their scales. at: in items from the start of the tile. */
+/* Items of a tile as they are loaded: two positions of a key's item (pair), four items of a value
+ * (quad), eight of either, also as f16 without their scale. Scales lie behind the items, for each
+ * group of 32 those of 16 positions; at F16 there are none. */
 struct kv_f16 {
-    enum { Q8 = 0 };
+    enum { Q8 = 0, ITEM = 2 /* bytes */ };
     typedef uint pair;
     typedef uint2 quad;
-    typedef int pair_scale; /* there is none */
-    typedef int quad_scale;
+    typedef uint4 eight;
+    typedef int scale, pair_scale; /* of a position, of two */
 
-    DEVICE pair load_pair(GLOBAL const uchar *tile, int at) {
-        return *(GLOBAL const uint *)(tile + 2 * at);
-    }
-    DEVICE quad load_quad(GLOBAL const uchar *tile, int at) {
-        return *(GLOBAL const uint2 *)(tile + 2 * at);
-    }
-    DEVICE quad no_quad() {
-        quad none = {0, 0};
-        return none;
-    }
-    DEVICE pair_scale load_pair_scale(GLOBAL const uchar *, int, int) { return 0; }
-    DEVICE quad_scale load_quad_scale(GLOBAL const uchar *, int, int) { return 0; }
-    DEVICE void unpack(pair x, pair_scale, LOCAL float *y) {
+    DEVICE void unpack(pair x, int, LOCAL float *y) {
         y[0] = low_half(x);
         y[1] = high_half(x);
     }
-    DEVICE void unpack(quad x, quad_scale, LOCAL float *y) {
-        y[0] = low_half(x.x);
-        y[1] = high_half(x.x);
-        y[2] = low_half(x.y);
-        y[3] = high_half(x.y);
+    DEVICE void unpack(quad x, int, LOCAL float *y) {
+        unpack(x.x, 0, y);
+        unpack(x.y, 0, y + 2);
     }
+    DEVICE uint4 as_f16(eight x) { return x; }
 };
 
 struct kv_q8 {
-    enum { Q8 = 1 };
+    enum { Q8 = 1, ITEM = 1 };
     typedef ushort pair;
     typedef uint quad;
-    typedef uint pair_scale; /* of two positions */
-    typedef f16 quad_scale;
+    typedef uint2 eight;
+    typedef f16 scale;
+    typedef uint pair_scale;
 
-    DEVICE pair load_pair(GLOBAL const uchar *tile, int at) {
-        return *(GLOBAL const ushort *)(tile + at);
+    DEVICE void unpack(pair x, pair_scale by, LOCAL float *y) {
+        y[0] = signed_byte(x, 0) * low_half(by);
+        y[1] = signed_byte(x, 1) * high_half(by);
     }
-    DEVICE quad load_quad(GLOBAL const uchar *tile, int at) {
-        return *(GLOBAL const uint *)(tile + at);
+    DEVICE void unpack(quad x, scale by, LOCAL float *y) {
+        for (int i = 0; i < 4; i++) y[i] = signed_byte(x, i) * to_float(by);
     }
-    DEVICE quad no_quad() { return 0; }
-    /* Of group g of 32 items; scales: behind the items. */
-    DEVICE pair_scale load_pair_scale(GLOBAL const uchar *scales, int g, int position) {
-        return *(GLOBAL const uint *)(scales + 2 * (g * KV_POSITIONS + position));
+    DEVICE uint4 as_f16(eight x) {
+        uint4 y = {word(x.x, 0), word(x.x, 2), word(x.y, 0), word(x.y, 2)};
+        return y;
     }
-    DEVICE quad_scale load_quad_scale(GLOBAL const uchar *scales, int g, int position) {
-        return *(GLOBAL const f16 *)(scales + 2 * (g * KV_POSITIONS + position));
-    }
-    DEVICE void unpack(pair x, pair_scale scale, LOCAL float *y) {
-        y[0] = signed_byte(x, 0) * low_half(scale);
-        y[1] = signed_byte(x, 1) * high_half(scale);
-    }
-    DEVICE void unpack(quad x, quad_scale scale, LOCAL float *y) {
-        for (int i = 0; i < 4; i++) y[i] = signed_byte(x, i) * to_float(scale);
-    }
+    DEVICE uint word(uint x, int i) { return f16_word(signed_byte(x, i), signed_byte(x, i + 1)); }
 };
+
+/* A pair, a quad or an eight. at: in items from the start of the tile. */
+template <typename KV, typename T> DEVICE T kv_items(GLOBAL const uchar *tile, int at) {
+    return *(GLOBAL const T *)(tile + KV::ITEM * at);
+}
+
+/* The same, or zeros. */
+template <typename KV, typename T>
+DEVICE T kv_items_if(bool some, GLOBAL const uchar *tile, int at) {
+    T x = {};
+    if (some) x = kv_items<KV, T>(tile, at);
+    return x;
+}
+
+/* Their scales. scales: what lies behind the items; g: the group. */
+template <typename KV, typename T>
+DEVICE T kv_scale(GLOBAL const uchar *scales, int g, int position) {
+    T by = {};
+    if (KV::Q8) by = *(GLOBAL const T *)(scales + 2 * (g * KV_POSITIONS + position));
+    return by;
+}
 
 #endif

@@ -13,8 +13,6 @@
 /* Tiles of a warp. */
 enum { WARP_ROWS = 2, WARP_COLUMNS = 8, COLUMN_WARPS = 2 };
 
-typedef float tile_sums[4];
-
 /* Columns of a block: c in [0, n) is column first + c of y. */
 struct columns {
     int first, n;
@@ -37,8 +35,8 @@ DEVICE void add_tile(LOCAL tile_sums &y, tile_rows w, tile_columns c, LOCAL cons
     enum { parts = W::run == 16 ? 2 : 1 };
     UNROLL
     for (int part = 0; part < parts; part++) {
-        float v[4];
-        if (!W::int8) tile_f16(v, w, c);
+        float v[4] = {0, 0, 0, 0};
+        if (!W::int8) tile_add_f16(v, w, c);
         else if (parts == 1) tile_int8(v, w, c);
         else tile_int8(v, w, c, part);
         UNROLL

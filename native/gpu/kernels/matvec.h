@@ -1,4 +1,5 @@
-/* matvec.h - products of a matrix with one to eight vectors: bound by the bytes of the matrix.
+/* matvec.h - products of a matrix with vectors, one to eight at a time: bound by the bytes of the
+ * matrix.
  *
  * A warp makes two sums at a time, of two neighbouring rows or of the same row of gate and up, for
  * all columns, so that each load of activations serves both and many loads are under way. What a
@@ -95,8 +96,8 @@ struct row_f16 {
         uint words[4] = {(uint)v.x, (uint)v.y, (uint)v.z, (uint)v.w};
         UNROLL
         for (int i = 0; i < 4; i++) {
-            w[2 * i] = to_float(bits_to_f16((ushort)words[i]));
-            w[2 * i + 1] = to_float(bits_to_f16((ushort)(words[i] >> 16)));
+            w[2 * i] = low_half(words[i]);
+            w[2 * i + 1] = high_half(words[i]);
         }
     }
 };
@@ -150,15 +151,20 @@ DEVICE float silu(float x) { return x / (1.0f + exp(-x)); }
 template <typename Product>
 DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
     GLOBAL const uchar *w = a.w, *up = a.up;
-    GLOBAL const uchar *x = (GLOBAL const uchar *)a.x;
+    int first_column = at.y * Product::columns, n_columns = a.n_columns - first_column;
+    n_columns = n_columns < Product::columns ? n_columns : Product::columns;
+    int first_x = first_column;
     if (a.entry_w) {
         w = a.entry_w[at.y];
         if (a.entry_up) up = a.entry_up[at.y];
         if (!w) return; /* the whole block */
-        x += (size_t)(at.y / a.entries_per_x) * Product::column_bytes(a.n_in);
+        n_columns = 1;
+        first_x = at.y / a.entries_per_x;
     }
+    GLOBAL const uchar *x =
+        (GLOBAL const uchar *)a.x + (size_t)first_x * Product::column_bytes(a.n_in);
     size_t bytes = Product::row_bytes(a.n_in);
-    GLOBAL float *y = a.y ? a.y + (size_t)at.y * (size_t)a.n_out : a.y;
+    GLOBAL float *y = a.y ? a.y + (size_t)first_column * (size_t)a.n_out : a.y;
     SHARED float *hidden = (SHARED float *)shared; /* [columns][32], for act */
     int end = (at.x + 1) * a.n_pairs, n_pairs = up ? a.n_out : (a.n_out + 1) / 2;
     end = end < n_pairs ? end : n_pairs;
@@ -170,7 +176,7 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
         float sum[Product::columns][ROWS];
         UNROLL
         for (int c = 0; c < Product::columns; c++) sum[c][0] = sum[c][1] = 0;
-        Product::add(first, second, x, a.n_in, a.n_columns, at.lane, sum);
+        Product::add(first, second, x, a.n_in, n_columns, at.lane, sum);
         float own[ROWS] = {0, 0}; /* the sums of column `lane` */
         UNROLL
         for (int c = 0; c < Product::columns; c++)
@@ -179,7 +185,7 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
                 float total = lane_sum(sum[c][r]);
                 own[r] = at.lane == c ? total : own[r];
             }
-        if (at.lane >= a.n_columns) continue;
+        if (at.lane >= n_columns) continue;
         size_t to = (size_t)at.lane * (size_t)a.n_out + (size_t)row;
         if (up) {
             float h = silu(own[0]) * own[1];
@@ -192,15 +198,15 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
     }
     if (!a.act) return;
     barrier();
-    for (int c = at.warp; c < a.n_columns; c += at.warps) {
-        size_t to = ((size_t)at.y + (size_t)c) * (size_t)(a.n_out / 32) + (size_t)at.x;
+    for (int c = at.warp; c < n_columns; c += at.warps) {
+        size_t to = (size_t)(first_column + c) * (size_t)(a.n_out / 32) + (size_t)at.x;
         store_group(a.act + to, hidden[c * 32 + at.lane], at.lane);
     }
 }
 
-/* matvec_TYPE_N: n_columns up to N.
- * Grid: x: a block for n_pairs pairs, of up to 512 threads, of 256 where N is 8; y: entries, or 1.
- * Shared: with act, 32 n_columns floats. */
+/* matvec_TYPE_N.
+ * Grid: x: a block for n_pairs pairs, of up to 512 threads, of 256 where N is 8; y: entries (N is
+ * 1), or one for N columns. Shared: with act, 32 floats for each of these. */
 #define MATVEC_KERNELS(type, Product, Type)                                                    \
     KERNEL(matvec_##type##_1, matvec_args) { matvec<Product<Type, 1>>(a, at, shared); }        \
     KERNEL(matvec_##type##_2, matvec_args) { matvec<Product<Type, 2>>(a, at, shared); }        \

@@ -32,8 +32,6 @@ DEVICE uint word_by_2(GLOBAL const uchar *at) { return pair_at(at) | pair_at(at 
 
 DEVICE uint word_by_4(GLOBAL const uchar *at) { return *(GLOBAL const uint *)at; }
 
-DEVICE float half_of(uint bits) { return to_float(bits_to_f16((ushort)bits)); }
-
 /* ---- quantized weights -----------------------------------------------------------------
  * A struct a type: a row is made of blocks of `bytes` that hold `groups` groups of 32; a step of
  * a line is read from `words` words, 16 of one tile's quants each, or 8 that hold both tiles';
@@ -51,7 +49,7 @@ DEVICE int4 head_of_d(GLOBAL const uchar *block) {
 }
 
 DEVICE factors factors_of_d(int4 head) {
-    factors by = {half_of((uint)head.x), 0};
+    factors by = {low_half((uint)head.x), 0};
     return by;
 }
 
@@ -146,7 +144,7 @@ struct lines_q6_k {
         return head;
     }
     DEVICE factors scales(int4 head, int) {
-        float d = half_of((uint)head.x);
+        float d = low_half((uint)head.x);
         factors by = {d * (float)(signed char)head.y, d * (float)(signed char)(head.y >> 8)};
         return by;
     }
@@ -250,8 +248,8 @@ struct lines_bf16 {
 struct lines_f16 {
     enum { bytes = 2 };
     DEVICE quants load(GLOBAL const uchar *two) { return lines_bf16::load(two); }
-    DEVICE float first(quants q) { return half_of(q.low); }
-    DEVICE float second(quants q) { return half_of(q.low >> 16); }
+    DEVICE float first(quants q) { return low_half(q.low); }
+    DEVICE float second(quants q) { return high_half(q.low); }
 };
 
 template <class T> struct staged_floats {
@@ -285,8 +283,7 @@ template <class T> struct staged_floats {
             uint least = 1u << 23, most = 253u << 23;
             top = top < least ? least : top > most ? most : top;
             float inverse = bits_to_float((254u << 23) - top);
-            uint low = f16_to_bits(to_f16(x * inverse)), high = f16_to_bits(to_f16(y * inverse));
-            s->words[line * TILE_STRIDE + word] = (int)(low | high << 16);
+            s->words[line * TILE_STRIDE + word] = (int)f16_word(x * inverse, y * inverse);
             if (word % TILE_WORDS == 0) {
                 factors by = {bits_to_float(top), 0};
                 s->by[word / TILE_WORDS][line] = by;

@@ -17,6 +17,8 @@
 /* TILE_STRIDE: the eight rows that are read at a time begin four banks apart. */
 enum { TILE_ROWS = 16, TILE_COLUMNS = 8, TILE_WORDS = 8, TILE_STRIDE = 20 };
 
+typedef float tile_sums[4]; /* the products of a lane */
+
 /* What a lane holds of the operands: v[i] is of row tile_row(lane) + i % 2 * 8 and of the part
  * i / 2 of its words; v[i] of a column is of the part i. */
 struct tile_rows {
@@ -25,6 +27,9 @@ struct tile_rows {
 struct tile_columns {
     int v[2];
 };
+
+/* tile_load_rows and tile_load_columns read what lies as above; tile_load_across reads columns of
+ * f16 from 16 rows of values, `stride` words apart, of which each word belongs to two columns. */
 
 /* The dots of int8 come as TILE_START + dot, which to_scaled takes off again. */
 #if defined(__METAL_VERSION__)
@@ -42,15 +47,49 @@ DEVICE float to_scaled(float v, float scale, float start) { return fma(v, scale,
 /* Elements of an 8 x 8 matrix lie in lanes by their quadrants. */
 DEVICE int tile_row(int lane) { return lane / 16 * 4 + lane / 2 % 4; }
 DEVICE int tile_column(int lane) { return lane / 8 % 2 * 4 + lane % 2 * 2; }
+enum { TILE_BESIDE = 8 }; /* with 1 the bits in which lanes of the same rows differ */
 
 #else
 
 DEVICE int tile_row(int lane) { return lane / 4; }
 DEVICE int tile_column(int lane) { return lane % 4 * 2; }
+enum { TILE_BESIDE = 2 };
 
 #endif
 
+/* Of the lanes that have the same rows. */
+DEVICE float tile_row_sum(float x CALLER) {
+    x += lane_xor(x, 1 FOR_CALLER);
+    return x + lane_xor(x, TILE_BESIDE FOR_CALLER);
+}
+
+DEVICE float tile_row_max(float x CALLER) {
+    float other = lane_xor(x, 1 FOR_CALLER);
+    x = other > x ? other : x;
+    other = lane_xor(x, TILE_BESIDE FOR_CALLER);
+    return other > x ? other : x;
+}
+
 /* ---- operands ------------------------------------------------------------------------- */
+
+/* Rows of 16 values as the sum of two f16. */
+struct tile_split {
+    tile_rows high, low;
+};
+
+/* Of the products of two tiles, one behind the other, that a lane holds. */
+DEVICE tile_split split_rows(LOCAL const tile_sums &first, LOCAL const tile_sums &second) {
+    tile_split w;
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        float x = i < 2 ? first[2 * i] : second[2 * i - 4];
+        float y = i < 2 ? first[2 * i + 1] : second[2 * i - 3];
+        uint high = f16_word(x, y);
+        w.high.v[i] = (int)high;
+        w.low.v[i] = (int)f16_word(x - low_half(high), y - high_half(high));
+    }
+    return w;
+}
 
 #if defined(__CUDACC__)
 
@@ -68,6 +107,16 @@ DEVICE tile_columns tile_load_columns(SHARED const int *columns, int lane, bool)
     tile_columns x;
     uint from = (uint)__cvta_generic_to_shared(columns + lane % 8 * TILE_STRIDE + lane / 8 % 2 * 4);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(x.v[0]), "=r"(x.v[1])
+                 : "r"(from)
+                 : "memory");
+    return x;
+}
+
+DEVICE tile_columns tile_load_across(SHARED const int *values, int stride, int lane) {
+    tile_columns x;
+    uint from = (uint)__cvta_generic_to_shared(values + lane % 16 * stride);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                  : "=r"(x.v[0]), "=r"(x.v[1])
                  : "r"(from)
                  : "memory");
@@ -104,12 +153,30 @@ DEVICE tile_columns tile_load_columns(SHARED const int *columns, int lane, bool 
     return x;
 }
 
+DEVICE tile_columns tile_load_across(SHARED const int *values, int stride, int lane) {
+    tile_columns x;
+    SHARED const int *from = values + tile_row(lane) * stride + tile_column(lane) / 2;
+    for (int i = 0; i < 2; i++) x.v[i] = from[i * 8 * stride];
+    return x;
+}
+
 #else
 
 DEVICE tile_columns tile_load_columns(SHARED const int *columns, int lane, bool) {
     tile_columns x;
     SHARED const int *from = columns + lane / 4 * TILE_STRIDE + lane % 4;
     for (int i = 0; i < 2; i++) x.v[i] = from[i * 4];
+    return x;
+}
+
+DEVICE tile_columns tile_load_across(SHARED const int *values, int stride, int lane) {
+    tile_columns x;
+    for (int i = 0; i < 2; i++) {
+        SHARED const int *from = values + (8 * i + lane % 4 * 2) * stride + lane / 8;
+        uint low = (uint)from[0], high = (uint)from[stride];
+        bool odd = lane / 4 % 2;
+        x.v[i] = (int)(odd ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16);
+    }
     return x;
 }
 
@@ -269,9 +336,7 @@ DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
 /* The sum of the products of a word of w and one of x, in float: int8 exactly. */
 DEVICE float word_int8(int w, int x) { return (float)dot4(w, x, 0); }
 DEVICE float word_f16(int w, int x) {
-    float low = to_float(bits_to_f16((ushort)w)) * to_float(bits_to_f16((ushort)x));
-    return fma(to_float(bits_to_f16((ushort)(w >> 16))),
-               to_float(bits_to_f16((ushort)(x >> 16))), low);
+    return fma(high_half((uint)w), high_half((uint)x), low_half((uint)w) * low_half((uint)x));
 }
 
 /* v += the products of halves [first, last): what lanes hold, laid out as CUDA documents it. */
@@ -310,11 +375,5 @@ DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
 }
 
 #endif
-
-/* v = the dots of 16 f16. */
-DEVICE void tile_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
-    for (int i = 0; i < 4; i++) v[i] = 0;
-    tile_add_f16(v, w, x);
-}
 
 #endif

@@ -73,7 +73,8 @@ static Result run(Device *device, const Shape &s, int layer, const std::vector<f
         device->run(KERNEL_attend_merge, {heads, n, 1, s.hd, 4 * ATTEND_PARTS}, args);
     } else {
         device->run(s.q8 ? KERNEL_prefill_q8 : KERNEL_prefill_f16,
-                    {(n * s.group + 63) / 64, s.n_kv_heads, 1, 128, 4 * (80 * s.hd + 1024)}, args);
+                    {(n * s.group + PREFILL_ROWS - 1) / PREFILL_ROWS, s.n_kv_heads, 1,
+                     PREFILL_THREADS, PREFILL_SHARED}, args);
     }
     Result result = {y.read(), act.read()};
     for (size_t i = 0; i < result.act.size(); i++) {

@@ -1,4 +1,6 @@
 /* Quantized weights as the device reads them, and their products with vectors, against scalar. */
+#include <algorithm>
+
 #include "gpu/kernels/blocks.h"
 
 #include "device.h"
@@ -163,13 +165,15 @@ static int width_of(uint32_t type, Random *r) {
     return block == 256 ? 256 * (1 + r->below(5)) : 32 * (1 + r->below(40));
 }
 
-static gpu_grid grid_for(Random *r, int n_columns, int n_blocks, int entries) {
-    return {n_blocks, entries, 1, 32 << r->below(n_columns > 4 ? 3 : 4), 128 * n_columns};
+/* y: entries, or blocks of 8 columns. */
+static gpu_grid grid_for(Random *r, int n_columns, int n_blocks, int y) {
+    int columns = std::min(n_columns, 8);
+    return {n_blocks, y, 1, 32 << r->below(columns > 4 ? 3 : 4), 128 * columns};
 }
 
 static void test_product(Random *r, uint32_t type) {
     const char *name = weight_type_of(type)->name;
-    int n_in = width_of(type, r), n_out = 1 + r->below(21), n_columns = 1 + r->below(8);
+    int n_in = width_of(type, r), n_out = 1 + r->below(21), n_columns = 1 + r->below(12);
     int add = r->below(2);
     std::vector<uint8_t> w = random_weights(r, type, n_in, n_out);
     Vectors x(type, random_vectors(r, (size_t)(n_columns * n_in)), n_in);
@@ -185,7 +189,7 @@ static void test_product(Random *r, uint32_t type) {
         int n_pairs = 1 + r->below(8), blocks = ((n_out + 1) / 2 + n_pairs - 1) / n_pairs;
         matvec_args a = {dw, nullptr, nullptr, nullptr, dx.get(), y, nullptr, n_in, n_out,
                          columns, 1, n_pairs, add};
-        device.run(matvec_kernel(type, columns), grid_for(r, columns, blocks, 1), a);
+        device.run(matvec_kernel(type, columns), grid_for(r, columns, blocks, (columns + 7) / 8), a);
         std::vector<float> got = y.read();
         size_t n = (size_t)(columns * n_out);
         for (size_t i = 0; seed == 0 && i < n; i++)
@@ -211,7 +215,7 @@ static void check_hidden(const char *name, float got, float gate, float up, doub
 
 static void test_gate_and_up(Random *r, uint32_t type) {
     const char *name = weight_type_of(type)->name;
-    int n_in = width_of(type, r), n_out = 32 * (1 + r->below(2)), n_columns = 1 + r->below(5);
+    int n_in = width_of(type, r), n_out = 32 * (1 + r->below(2)), n_columns = 1 + r->below(10);
     std::vector<uint8_t> w[2] = {random_weights(r, type, n_in, n_out),
                                  random_weights(r, type, n_in, n_out)};
     Vectors x(type, random_vectors(r, (size_t)(n_columns * n_in)), n_in);
@@ -226,7 +230,8 @@ static void test_gate_and_up(Random *r, uint32_t type) {
         Array<act_group> act(device, gate.size() / 32);
         matvec_args a = {dw, du, nullptr, nullptr, dx.get(), y, act, n_in, n_out, n_columns, 1, 32,
                          0};
-        device.run(matvec_kernel(type, n_columns), grid_for(r, n_columns, n_out / 32, 1), a);
+        device.run(matvec_kernel(type, n_columns),
+                   grid_for(r, n_columns, n_out / 32, (n_columns + 7) / 8), a);
         std::vector<float> got = y.read();
         for (size_t i = 0; seed == 0 && i < got.size(); i++)
             check_hidden(name, got[i], gate[i], up[i], gate_size[i], up_size[i]);
