@@ -1,8 +1,4 @@
-/* experts.c - see experts.h.
- *
- * Who leaves is decided by a decayed count of uses (LFU with a half-life): on a routing trace of
- * Qwen3-30B-A3B it hits 0 to 5 points more often than LRU at every budget.
- */
+/* experts.c - see experts.h; who leaves is decided by heat.h. */
 #include "experts.h"
 
 #include <math.h>
@@ -16,10 +12,11 @@
 #include "check.h"
 #include "codec.h"
 #include "error.h"
+#include "heat.h"
 #include "readers.h"
 #include "trial.h"
 
-enum { HALF_LIFE = 8, FREE = -1 };
+enum { FREE = -1 };
 
 /* Why an expert is where it is: a token chose it, a prompt passes by, or it was guessed. */
 typedef enum { STAYS, PASSES, GUESSED } tenure;
@@ -31,12 +28,6 @@ typedef struct {
     bool was_there, counted;
     read_request reads[EXPERT_PARTS];
 } slot;
-
-/* Uses of an expert: heat at the token `last`. */
-typedef struct {
-    float heat;
-    uint64_t last;
-} usage;
 
 struct expert_store {
     int n_layers, n_experts;
@@ -51,7 +42,7 @@ struct expert_store {
     uint64_t *pinned; /* of the slots: in which call it was wanted or guessed last */
     int n_slots, n_begun; /* slots from n_begun on were never used */
     int32_t *slot_of;     /* [n_layers * n_experts], -1: not there */
-    usage *usage;         /* likewise */
+    expert_heat *usage;   /* likewise */
     float half_life;      /* tokens after which a use counts half */
     uint64_t call, token;
     int layer, n_awaited; /* of the last call */
@@ -113,15 +104,6 @@ static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-/* Counts a use; returns the logarithm of the heat, seen from token 0: it compares as the heat at
- * any later time. */
-static double use(expert_store *s, int key) {
-    usage *u = &s->usage[key];
-    u->heat = 1 + u->heat * exp2f(-(float)(s->token - u->last) / s->half_life);
-    u->last = s->token;
-    return log2f(u->heat) + (double)s->token / s->half_life;
 }
 
 void experts_set_half_life(expert_store *s, float tokens) { s->half_life = tokens; }
@@ -345,7 +327,7 @@ void experts_want(expert_store *s, int layer, const int32_t *experts, int n, con
         s->n_awaited += !at->was_there;
         if (passing) continue;
         at->tenure = STAYS;
-        s->order[at - s->slots] = use(s, at->key);
+        s->order[at - s->slots] = heat_use(&s->usage[at->key], s->token, s->half_life);
     }
     read_missing(s, layer, experts, n, false);
     read_missing(s, layer, next, n_next, false);
@@ -506,7 +488,7 @@ expert_store *experts_open(const expert_bank *bank, uint64_t budget, int n_reade
     s->n_experts = bank->n_experts;
     s->layer = bank->n_layers;
     s->budget = budget;
-    s->half_life = HALF_LIFE;
+    s->half_life = HEAT_HALF_LIFE;
     qwen3_status status = allocate(s, bank, err);
     if (status == QWEN3_OK &&
         (s->readers = readers_new(bank->paths, bank->n_paths, n_readers, check_read, s, err)))

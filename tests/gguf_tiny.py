@@ -1,7 +1,8 @@
 """Small complete GGUF models for tests, written byte by byte so that any of it can be made wrong.
 
 `python tests/gguf_tiny.py` makes tests/data/tiny.gguf, its shards, tiny-moe.gguf, and
-tiny-gpu.gguf and tiny-gpu-moe.gguf, whose shapes a GPU takes; the native tests read them.
+tiny-gpu.gguf, tiny-gpu-moe.gguf and tiny-gpu-mixed.gguf, whose shapes a GPU takes; the native tests
+read them.
 """
 
 from __future__ import annotations
@@ -284,6 +285,23 @@ def tiny_model(
     return image
 
 
+def mixed_experts() -> Image:
+    """Experts of a shape that a GPU takes: those of the first layer are larger, those of the second
+    of a type that it multiplies as vectors alone. The logits are small, and so are roundings."""
+    image = tiny_model(
+        "Q8_0", heads=1, kv_heads=1, head_dim=32, ffn=32, layers=2, experts=8, experts_used=2
+    )
+    rng = np.random.default_rng(1)
+    for layer, kind, parts in ((0, "F16", ("down",)), (1, "Q5_0", ("gate", "up", "down"))):
+        for part in parts:
+            t = image.tensor(f"blk.{layer}.ffn_{part}_exps.weight")
+            t.type = GGMLQuantizationType[kind]
+            t.data = weights(rng, kind, t.shape, 1.5 / t.shape[0] ** 0.5)
+    norm = image.tensor("output_norm.weight")
+    norm.data = (np.frombuffer(norm.data, np.float32) / 8).tobytes()
+    return image
+
+
 def decoded(image: Image) -> Image:
     """The same model with every tensor in F32: what a quantized one stands for."""
     tensors = [
@@ -308,3 +326,4 @@ if __name__ == "__main__":
         "Q8_0", hidden=64, ffn=32, head_dim=32, layers=3, experts=8, experts_used=2
     )
     gpu_moe.write(DATA / "tiny-gpu-moe.gguf")
+    mixed_experts().write(DATA / "tiny-gpu-mixed.gguf")

@@ -66,17 +66,15 @@ typedef struct {
     int n, n_experts, n_used;
 } group_args;
 
-/* What of a layer's experts is on the device. Slot s has its matrices from slots + s * slot_bytes
- * on, matrix p at offset[p]. */
+/* Where n experts have their matrices. Slot s has them from slots + s * slot_bytes on, matrix p at
+ * offset[p]. */
 typedef struct {
-    GLOBAL const int *experts; /* [n] that are wanted, in any order and more than once */
-    GLOBAL const int *slot_of; /* [n_experts] of this layer; -1: in none */
+    GLOBAL const int *experts; /* [n], in any order and more than once; < 0: none */
+    GLOBAL const int *slot_of; /* [experts of the layer]; -1: in none */
     GLOBAL const unsigned char *slots;
     GLOBAL const unsigned char *GLOBAL *matrices; /* [n_parts][n]; NULL: in no slot */
-    GLOBAL int *missing;   /* [1 + n_experts] how many, then which, each once and ascending */
-    GLOBAL int *last_used; /* [slots]: `step` in those that are wanted */
     size_t slot_bytes, offset[PARTS_MOST];
-    int n, n_experts, n_parts, step;
+    int n, n_parts;
 } locate_args;
 
 /* ---- sampling ---- */

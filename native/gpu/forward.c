@@ -68,7 +68,7 @@ static void feed_forward(pass *p, int index) {
     vectors normed = {s->normed, s->normed_act}, hidden = {s->hidden, s->hidden_act};
     norm(p, s->x, l->ffn_norm, p->n);
     if (p->c->n_experts) {
-        gpu_mixture(p, l, &p->m->banks[index]);
+        gpu_mixture(p, index);
         return;
     }
     gpu_multiply(p, &l->gate, &l->up, normed, p->n, hidden, 0);
@@ -119,12 +119,14 @@ static void record(pass *p) {
     else if (graph) api->release_graph(device, graph);
 }
 
-/* What decoding repeats: the same launches for every token of a sequence. */
+/* What decoding repeats: the same launches for every token of a sequence, unless the host has a
+ * say in it. */
 static void repeat_step(pass *p) {
     gpu_sequence *s = p->s;
+    bool same = !p->m->tier && !is_forced(p);
     if (p->status != QWEN3_OK) return;
-    if (!s->step && !s->unrecorded) record(p);
-    if (s->step) p->status = p->m->api->replay(p->m->device, GPU_COMPUTE, s->step, p->err);
+    if (same && !s->step && !s->unrecorded) record(p);
+    if (same && s->step) p->status = p->m->api->replay(p->m->device, GPU_COMPUTE, s->step, p->err);
     else step(p);
 }
 
@@ -155,7 +157,8 @@ qwen3_status gpu_forward(gpu_sequence *s, const gpu_tokens *t, int n_logits, flo
                          qwen3_error *err) {
     resident_model *m = s->model;
     size_t n = (size_t)t->n, n_embd = (size_t)m->host->config.n_embd;
-    pass p = {s, m, &m->host->config, t->n, n_ctx_of(s, t), t->host, QWEN3_OK, err};
+    pass p = {.s = s, .m = m, .c = &m->host->config, .n = t->n, .n_ctx = n_ctx_of(s, t),
+              .places = t->places, .host = t->host, .err = err};
     pthread_mutex_lock(&m->turn);
     upload(&p, s->places, t->places, n * sizeof *t->places);
     if (t->ids) upload(&p, s->ids, t->ids, n * sizeof *t->ids);

@@ -2,23 +2,15 @@
 #include "pass.h"
 
 /* An entry is a token and one of its experts; of few tokens each finds its matrices. */
-static void few_experts(pass *p, const layer *l, const gpu_bank *bank, int entries) {
+static void few_experts(pass *p, const layer *l, int entries) {
     const gpu_sequence *s = p->s;
-    const qwen3_config *c = p->c;
     const uint8_t *const *of[N_PARTS];
     for (int part = 0; part < N_PARTS; part++)
         of[part] = (const uint8_t *const *)s->matrices + part * entries;
-    locate_args locate = {.experts = s->experts, .slot_of = p->m->slot_of, .slots = bank->slots,
-                          .matrices = (const uint8_t **)s->matrices, .missing = s->missing,
-                          .last_used = s->last_used, .slot_bytes = bank->slot_bytes,
-                          .n = entries, .n_experts = c->n_experts, .n_parts = N_PARTS};
-    for (int part = 0; part < N_PARTS; part++) locate.offset[part] = bank->offset[part];
-    LAUNCH(p, locate_experts,
-           ((gpu_grid){1, 1, 1, 32 * blocks(c->n_experts, 32), 32 * sizeof(int)}), locate);
     matvec_args a = {.entry_w = of[PART_GATE], .entry_up = of[PART_UP],
                      .x = form(&l->gate, (vectors){s->normed, s->normed_act}), .y = s->hidden,
                      .act = s->hidden_act, .n_in = l->gate.n_in, .n_out = l->gate.n_out,
-                     .n_columns = 1, .entries_per_x = c->n_experts_used, .n_pairs = 32};
+                     .n_columns = 1, .entries_per_x = p->c->n_experts_used, .n_pairs = 32};
     launch(p, matvec_kernel(l->gate.type, 1),
            (gpu_grid){blocks(a.n_out, 32), entries, 1, THREADS, 32 * sizeof(float)}, &a, sizeof a);
     a = (matvec_args){.entry_w = of[PART_DOWN],
@@ -30,17 +22,12 @@ static void few_experts(pass *p, const layer *l, const gpu_bank *bank, int entri
 }
 
 /* Of many tokens each expert multiplies those that chose it. */
-static void many_experts(pass *p, const layer *l, const gpu_bank *bank, int entries) {
+static void many_experts(pass *p, const layer *l) {
     const gpu_sequence *s = p->s;
     const qwen3_config *c = p->c;
     const uint8_t *const *of[N_PARTS];
     for (int part = 0; part < N_PARTS; part++)
-        of[part] = (const uint8_t *const *)bank->matrices + part * c->n_experts;
-    LAUNCH(p, group_entries, ((gpu_grid){c->n_experts, 1, 1, THREADS, 32 * sizeof(int)}),
-           (group_args){.experts = s->experts, .weights = s->weights, .start = s->start,
-                        .token = s->sorted_token, .weight = s->sorted_weights,
-                        .position = s->position, .n = entries, .n_experts = c->n_experts,
-                        .n_used = c->n_experts_used});
+        of[part] = (const uint8_t *const *)s->matrices + part * c->n_experts;
     gemm_args a = {.expert_w = of[PART_GATE], .expert_up = of[PART_UP], .start = s->start,
                    .token = s->sorted_token,
                    .x = form(&l->gate, (vectors){s->normed, s->normed_act}), .y = s->hidden,
@@ -55,21 +42,64 @@ static void many_experts(pass *p, const layer *l, const gpu_bank *bank, int entr
     launch(p, gemm_kernel(l->down.type), grid, &a, sizeof a);
 }
 
-void gpu_mixture(pass *p, const layer *l, const gpu_bank *bank) {
+void gpu_experts(pass *p, int index, const int32_t *slot_of) {
+    const layer *l = &p->m->layers[index];
+    const gpu_bank *bank = &p->m->banks[index];
+    int entries = p->n * p->c->n_experts_used, n = p->many ? p->c->n_experts : entries;
+    locate_args locate = {.experts = p->many ? p->m->every_expert : p->experts,
+                          .slot_of = slot_of, .slots = bank->slots,
+                          .matrices = (const uint8_t **)p->s->matrices,
+                          .slot_bytes = bank->slot_bytes, .n = n, .n_parts = N_PARTS};
+    for (int part = 0; part < N_PARTS; part++) locate.offset[part] = bank->offset[part];
+    LAUNCH(p, locate_experts, ((gpu_grid){blocks(n, THREADS), 1, 1, THREADS, 0}), locate);
+    if (p->many) many_experts(p, l);
+    else few_experts(p, l, entries);
+}
+
+static void choose(pass *p, int index) {
     const gpu_sequence *s = p->s;
     const qwen3_config *c = p->c;
-    int entries = p->n * c->n_experts_used;
-    bool many = p->n > FEW_COLUMNS && gemm_kernel(l->gate.type) != N_KERNELS &&
-                gemm_kernel(l->down.type) != N_KERNELS;
-    gpu_multiply_each(p, &l->router, NULL, (vectors){s->normed, s->normed_act}, p->n,
-                      (vectors){s->router, NULL}, 0); /* rounded as f16, near ties would turn */
+    if (is_forced(p)) {
+        force_experts(p, index);
+        return;
+    }
+    p->experts = s->experts;
+    p->weights = s->weights;
+    /* rounded as f16, near ties would turn */
+    gpu_multiply_each(p, &p->m->layers[index].router, NULL, (vectors){s->normed, s->normed_act},
+                      p->n, (vectors){s->router, NULL}, 0);
     LAUNCH(p, route_experts, ((gpu_grid){blocks(p->n, THREADS / 32), 1, 1, THREADS, 0}),
            (route_args){s->router, s->experts, s->weights, p->n, c->n_experts,
                         c->n_experts_used, c->norm_topk});
-    if (many) many_experts(p, l, bank, entries);
-    else few_experts(p, l, bank, entries);
+}
+
+static void group(pass *p) {
+    const gpu_sequence *s = p->s;
+    const qwen3_config *c = p->c;
+    LAUNCH(p, group_entries, ((gpu_grid){c->n_experts, 1, 1, THREADS, 32 * sizeof(int)}),
+           (group_args){.experts = p->experts, .weights = p->weights, .start = s->start,
+                        .token = s->sorted_token, .weight = s->sorted_weights,
+                        .position = s->position, .n = p->n * c->n_experts_used,
+                        .n_experts = c->n_experts, .n_used = c->n_experts_used});
+}
+
+void gpu_mixture(pass *p, int index) {
+    const gpu_sequence *s = p->s;
+    const qwen3_config *c = p->c;
+    const layer *l = &p->m->layers[index];
+    const int32_t *position = NULL;
+    bool prompt = p->n > FEW_COLUMNS;
+    p->many = prompt && gemm_kernel(l->gate.type) != N_KERNELS &&
+              gemm_kernel(l->down.type) != N_KERNELS;
+    choose(p, index);
+    if (p->many || (prompt && p->m->tier)) group(p);
+    if (p->m->tier) ask_for_missing(p);
+    gpu_experts(p, index, p->m->banks[index].slot_of);
+    if (p->m->tier && prompt) pass_missing(p, index);
+    if (p->m->tier && !prompt) position = add_missing(p, index);
+    if (p->many) position = s->position;
     LAUNCH(p, add_experts, ((gpu_grid){blocks(c->n_embd, THREADS), p->n, 1, THREADS, 0}),
-           (add_experts_args){.x = s->expert_out, .experts = s->experts, .weights = s->weights,
-                              .position = many ? s->position : NULL, .y = s->x,
-                              .n = c->n_embd, .n_used = c->n_experts_used});
+           (add_experts_args){.x = s->expert_out, .experts = p->experts, .weights = p->weights,
+                              .position = position, .y = s->x, .n = c->n_embd,
+                              .n_used = c->n_experts_used});
 }

@@ -11,10 +11,15 @@ typedef struct {
     gpu_sequence *s;
     resident_model *m;
     const qwen3_config *c;
-    int n, n_ctx;           /* tokens, and positions that none of them is behind */
-    struct workspace *host; /* see gpu_tokens */
+    int n, n_ctx;              /* tokens, and positions that none of them is behind */
+    const token_place *places; /* [n], on the host */
+    struct workspace *host;    /* see gpu_tokens */
     qwen3_status status;
     qwen3_error *err;
+    /* Of a mixture: the experts of its tokens and their weights [n][n_used], on the device. */
+    const int32_t *experts;
+    const float *weights;
+    bool many; /* each expert multiplies those that chose it, as columns of a matrix */
 } pass;
 
 /* Vectors in the forms that products take. */
@@ -66,6 +71,25 @@ void gpu_multiply_each(pass *, const weight *, const weight *up, vectors x, int 
                        int add);
 
 /* The residual stream += the experts of its tokens, of which s->normed has the input. */
-void gpu_mixture(pass *, const layer *, const gpu_bank *);
+void gpu_mixture(pass *, int layer);
+
+/* The products of those experts of a layer that a row of slot_of has: an entry's go to its row of
+ * s->expert_out, in the order of the tokens or, of many, sorted by expert. */
+void gpu_experts(pass *, int layer, const int32_t *slot_of);
+
+/* Whether the tokens' experts are given, see qwen3_session_force_routes; and lets the pass have
+ * those of a layer, the first one first. */
+bool is_forced(const pass *);
+void force_experts(pass *, int layer);
+
+/* ---- missing.c: the experts that the device does not have ---- */
+
+/* Lets the host know what is wanted, as soon as the experts are chosen. */
+void ask_for_missing(pass *);
+/* Of few tokens: copies some, has the CPU compute the others; returns where s->expert_out has each
+ * entry, on the device, or NULL: in its own row. */
+const int32_t *add_missing(pass *, int layer);
+/* Of a prompt: computes them as they pass. */
+void pass_missing(pass *, int layer);
 
 #endif

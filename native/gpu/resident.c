@@ -71,31 +71,43 @@ static float *copy_floats(uploader *u, const float *x, int n) {
     return copy(u, x, (size_t)n * sizeof *x);
 }
 
-static gpu_bank copy_experts(uploader *u, const layer *l, int n_experts) {
-    const weight *part[N_PARTS] = {&l->gate, &l->up, &l->down};
-    gpu_bank bank = {0};
-    for (int p = 0; p < N_PARTS; p++) {
-        bank.offset[p] = bank.slot_bytes;
-        bank.slot_bytes += (matrix_bytes(part[p]) + 255) & ~(size_t)255;
+/* All of a layer. */
+static gpu_bank copy_experts(uploader *u, int index, int n_experts) {
+    const qwen3_model *host = u->m->host;
+    const layer *l = &host->layers[index];
+    const weight *w[N_PARTS] = {&l->gate, &l->up, &l->down};
+    expert_store *store = host->offload.experts;
+    gpu_bank bank = bank_of(l);
+    bank.slots = take(u, (size_t)n_experts * bank.slot_bytes);
+    bank.slot_of = u->m->every_expert;
+    u->m->stats.n_slots += (uint64_t)n_experts;
+    u->m->stats.expert_bytes += (uint64_t)n_experts * bank.slot_bytes;
+    for (int32_t e = 0; e < n_experts && u->status == QWEN3_OK; e++) {
+        const uint8_t *part[N_PARTS];
+        int32_t next = e + 1;
+        if (store) experts_want(store, index, &e, 1, &next, next < n_experts, true);
+        u->status = find_expert(host, index, e, part, u->err);
+        for (int p = 0; p < N_PARTS; p++)
+            put(u, bank.slots + (size_t)e * bank.slot_bytes + bank.offset[p], part[p],
+                matrix_bytes(w[p]));
+        if (store && u->status == QWEN3_OK) /* before another takes its place */
+            u->status = u->m->api->sync(u->m->device, GPU_COPY, u->err);
     }
-    size_t n = (size_t)n_experts;
-    bank.slots = take(u, n * bank.slot_bytes);
-    u->m->stats.n_slots += n;
-    u->m->stats.expert_bytes += n * bank.slot_bytes;
-    uint8_t **matrices = malloc(N_PARTS * n * sizeof *matrices);
-    if (!matrices && u->status == QWEN3_OK)
-        u->status = fail(u->err, QWEN3_ERR_MEMORY, "out of memory");
-    for (size_t p = 0; p < N_PARTS && u->status == QWEN3_OK; p++)
-        for (size_t e = 0; e < n; e++) {
-            matrices[p * n + e] = bank.slots + e * bank.slot_bytes + bank.offset[p];
-            put(u, matrices[p * n + e], part[p]->data + e * matrix_bytes(part[p]),
-                matrix_bytes(part[p]));
-        }
-    bank.matrices = copy(u, matrices, N_PARTS * n * sizeof *matrices);
-    if (u->status == QWEN3_OK) /* before its memory goes */
-        u->status = u->m->api->sync(u->m->device, GPU_COPY, u->err);
-    free(matrices);
     return bank;
+}
+
+static void open_tier(uploader *u, uint64_t expert_bytes, float copy_share) {
+    resident_model *m = u->m;
+    if (u->status != QWEN3_OK || !tier_is_needed(m->host, m->n_layers, expert_bytes)) return;
+    m->tier = tier_open(m->api, m->device, m->host, m->banks, m->n_layers, expert_bytes, copy_share,
+                        u->err);
+    if (!m->tier) {
+        u->status = u->err->status;
+        return;
+    }
+    m->stats.n_slots = (uint64_t)m->tier->slots.n_slots;
+    m->stats.expert_bytes = tier_bytes(m->tier);
+    m->stats.bytes += m->stats.expert_bytes;
 }
 
 static void copy_layer(uploader *u, int i) {
@@ -121,7 +133,7 @@ static void copy_layer(uploader *u, int i) {
     to->up = from->up;
     to->down = from->down;
     to->router = copy_weight(u, &from->router);
-    m->banks[i] = copy_experts(u, from, c->n_experts);
+    if (!m->tier) m->banks[i] = copy_experts(u, c->n_layers - m->n_layers + i, c->n_experts);
 }
 
 /* What the kernels take: see args.h. */
@@ -130,11 +142,6 @@ static qwen3_status check(const qwen3_model *m, const qwen3_gpu_share *share, qw
     if (share->n_layers < 1 || share->n_layers > c->n_layers)
         return fail(err, QWEN3_ERR_ARG, "%d layers for the GPU: the model has 1 to %d",
                     share->n_layers, c->n_layers);
-    if (share->expert_bytes)
-        return fail(err, QWEN3_ERR_ARG, "a GPU takes all experts of its layers");
-    if (m->offload.experts)
-        return fail(err, QWEN3_ERR_UNSUPPORTED,
-                    "the experts of this model are not all in memory, as a GPU needs them");
     if (c->head_dim % 32 || c->head_dim > ATTEND_HEAD_DIM)
         return fail(err, QWEN3_ERR_UNSUPPORTED,
                     "heads of %d: a GPU takes multiples of 32 up to %d", c->head_dim,
@@ -153,7 +160,7 @@ static qwen3_status check(const qwen3_model *m, const qwen3_gpu_share *share, qw
 }
 
 qwen3_status resident_open(resident_model *m, const gpu_api *api, gpu *device,
-                           const qwen3_model *host, const qwen3_gpu_share *share,
+                           const qwen3_model *host, const qwen3_gpu_share *share, float copy_share,
                            qwen3_error *err) {
     const qwen3_config *c = &host->config;
     *m = (resident_model){.api = api, .device = device, .host = host,
@@ -167,12 +174,13 @@ qwen3_status resident_open(resident_model *m, const gpu_api *api, gpu *device,
     }
     int32_t own[EXPERTS_MOST];
     for (int e = 0; e < EXPERTS_MOST; e++) own[e] = e;
-    m->slot_of = copy(&u, own, sizeof own);
+    m->every_expert = copy(&u, own, sizeof own);
     m->rope_freq = copy_floats(&u, host->rope_freq, c->head_dim / 2);
     m->output_norm = copy_floats(&u, host->output_norm, c->n_embd);
     m->output = copy_weight(&u, &host->output);
     if (m->n_layers == c->n_layers)
         m->embedding = c->tied_embedding ? m->output : copy_weight(&u, &host->embedding);
+    if (c->n_experts) open_tier(&u, share->expert_bytes, copy_share);
     for (int i = 0; i < m->n_layers && u.status == QWEN3_OK; i++) copy_layer(&u, i);
     if (u.status == QWEN3_OK) u.status = api->sync(device, GPU_COPY, err);
     if (u.status != QWEN3_OK) resident_close(m);
@@ -180,6 +188,7 @@ qwen3_status resident_open(resident_model *m, const gpu_api *api, gpu *device,
 }
 
 void resident_close(resident_model *m) {
+    tier_close(m->tier);
     for (int i = 0; i < m->n_held; i++)
         (m->held[i].mapped ? m->api->unmap : m->api->release)(m->device, m->held[i].at);
     pthread_mutex_destroy(&m->turn);

@@ -5,17 +5,7 @@
 #include <pthread.h>
 
 #include "device.h"
-#include "gpu.h"
-#include "model.h"
-
-enum { PART_GATE, PART_UP, PART_DOWN, N_PARTS };
-
-/* The experts of a layer: one after the other, each with its matrices gate, up and down. */
-typedef struct {
-    uint8_t *slots;
-    size_t slot_bytes, offset[N_PARTS];
-    uint8_t **matrices; /* [N_PARTS][n_experts], on the device as all of this */
-} gpu_bank;
+#include "tier.h"
 
 typedef struct resident_model {
     const gpu_api *api;
@@ -27,7 +17,8 @@ typedef struct resident_model {
                                  first layer is the host's */
     layer *layers;            /* [n_layers], of a mixture without gate, up and down */
     gpu_bank *banks;          /* [n_layers] of a mixture */
-    int32_t *slot_of;         /* [n_experts]: each expert is in the slot of its number */
+    gpu_tier *tier;           /* NULL: all experts of these layers are on the device */
+    int32_t *every_expert;    /* [n_experts]: their numbers, which are their slots then */
     float *output_norm, *rope_freq;
     struct {
         void *at;    /* of the device's memory, */
@@ -38,10 +29,11 @@ typedef struct resident_model {
 } resident_model;
 
 /* Copies the weights of the share to a device, or lets it read them in place; model and device stay
- * open. The file's experts are read from its mapping. Fails with QWEN3_ERR_MEMORY where the device has too little, and with
- * QWEN3_ERR_UNSUPPORTED for a shape that the kernels do not take. */
+ * open. For copy_share see tier.h. Fails with QWEN3_ERR_MEMORY where the device has too little, with
+ * QWEN3_ERR_ARG for too few expert_bytes, and with QWEN3_ERR_UNSUPPORTED for a shape that the
+ * kernels do not take. */
 qwen3_status resident_open(resident_model *, const gpu_api *, gpu *, const qwen3_model *,
-                           const qwen3_gpu_share *, qwen3_error *err);
+                           const qwen3_gpu_share *, float copy_share, qwen3_error *err);
 void resident_close(resident_model *);
 
 #endif

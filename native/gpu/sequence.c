@@ -57,14 +57,14 @@ static void carve_all(carver *v, gpu_sequence *s) {
     s->router = carve(v, n, n_experts * sizeof(float));
     s->weights = carve(v, entries, sizeof(float));
     s->sorted_weights = carve(v, entries, sizeof(float));
-    s->expert_out = carve(v, entries, embd * sizeof(float));
+    size_t by_host = s->model->tier ? few * used : 0; /* rows that the CPU computes, behind it */
+    s->expert_out = carve(v, entries + by_host, embd * sizeof(float));
     s->experts = carve(v, entries, sizeof(int32_t));
     s->start = carve(v, n_experts + 1, sizeof(int32_t));
     s->sorted_token = carve(v, entries, sizeof(int32_t));
     s->position = carve(v, entries, sizeof(int32_t));
-    s->missing = carve(v, n_experts + 1, sizeof(int32_t));
-    s->last_used = carve(v, n_experts, sizeof(int32_t));
-    s->matrices = carve(v, N_PARTS * entries, sizeof(uint8_t *));
+    size_t matrices = entries > n_experts ? entries : n_experts;
+    s->matrices = carve(v, N_PARTS * matrices, sizeof(uint8_t *));
 }
 
 /* Device and pinned memory for all of it. */
@@ -109,6 +109,8 @@ void gpu_sequence_close(gpu_sequence *s) {
     pthread_mutex_lock(&m->turn);
     if (s->step) m->api->release_graph(m->device, s->step);
     if (s->staged.memory) m->api->release_pinned(m->device, s->staged.memory);
+    if (s->forced.host) m->api->release_pinned(m->device, s->forced.host);
+    if (s->forced.experts) m->api->release(m->device, s->forced.experts);
     if (s->arena) m->api->release(m->device, s->arena);
     pthread_mutex_unlock(&m->turn);
     *s = (gpu_sequence){0};

@@ -4,8 +4,6 @@
 
 #include "resident.h"
 
-enum { FEW_COLUMNS = 8 }; /* up to so many tokens are multiplied as vectors */
-
 /* Working memory of a sequence, and the kv cache of the device's layers, all of it there. */
 typedef struct gpu_sequence {
     resident_model *model;
@@ -20,8 +18,8 @@ typedef struct gpu_sequence {
     float *logits; /* [FEW_COLUMNS][n_vocab] */
     act_group *normed_act, *attended_act, *hidden_act;
     float *router, *weights, *sorted_weights, *expert_out; /* of a mixture, as what follows */
-    int32_t *experts, *start, *sorted_token, *position, *missing, *last_used;
-    uint8_t **matrices;
+    int32_t *experts, *start, *sorted_token, *position;
+    uint8_t **matrices; /* [N_PARTS][entries or experts] */
     int32_t *penalized; /* of sampling, as what follows */
     top_part *top_parts;
     top_result *top;
@@ -33,6 +31,10 @@ typedef struct gpu_sequence {
         top_result *top;
         void *memory;
     } staged;
+    struct { /* routes, once there are any */
+        int32_t *experts; /* [n_layers][tokens][n_used], then weights [tokens][n_used] */
+        int32_t *host;    /* pinned: the same */
+    } forced;
     bool logits_wait; /* row 0 of the logits is the last token's: the host has not asked for it */
     gpu_graph *step;  /* the launches of a single token, once they are recorded ... */
     bool unrecorded;  /* ... unless the device cannot */

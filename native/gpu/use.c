@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "load.h"
+#include "probe.h"
 #include "rates.h"
 
 int qwen3_n_devices(qwen3_error *why) {
@@ -55,14 +56,37 @@ static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
     return QWEN3_OK;
 }
 
+enum { PROBED = 64 << 20 }; /* bytes of memory, more than caches hold */
+
+/* See tier.h: by what both can do at this moment. */
+static qwen3_status measure_copy_share(qwen3_model *m, const gpu_api *api,
+                                       const qwen3_gpu_share *share, float *copy_share,
+                                       qwen3_error *err) {
+    qwen3_gpu_rates rates;
+    *copy_share = 0;
+    if (!m->config.n_experts || !tier_is_needed(m, share->n_layers, share->expert_bytes))
+        return QWEN3_OK;
+    qwen3_status status = gpu_measure(api, share->device, &rates, err);
+    if (status != QWEN3_OK) return status;
+    qwen3_probe *probe = qwen3_probe_new(m, PROBED, err);
+    if (!probe) return err->status;
+    double read = qwen3_probe_read(probe);
+    qwen3_probe_free(probe);
+    *copy_share = (float)(rates.upload / (rates.upload + read));
+    return QWEN3_OK;
+}
+
 qwen3_status model_use_device(qwen3_model *m, const gpu_api *api, const qwen3_gpu_share *share,
                               qwen3_error *err) {
     qwen3_error why = {0};
     if (check(m, &why) != QWEN3_OK) return fail(err, why.status, "%s", why.text);
     resident_model *there = malloc(sizeof *there);
     if (!there) return fail(err, QWEN3_ERR_MEMORY, "out of memory");
-    gpu *device = api->open(share->device, &why);
-    if (device && resident_open(there, api, device, m, share, &why) == QWEN3_OK) {
+    float copy_share;
+    gpu *device = NULL;
+    if (measure_copy_share(m, api, share, &copy_share, &why) == QWEN3_OK)
+        device = api->open(share->device, &why);
+    if (device && resident_open(there, api, device, m, share, copy_share, &why) == QWEN3_OK) {
         m->gpu = there;
         m->gpu_release = release;
         m->n_host_layers = m->config.n_layers - share->n_layers;

@@ -93,25 +93,14 @@ KERNEL(group_entries, group_args) {
     }
 }
 
-/* Each thread looks after an expert, and then after entries. For the few tokens of a decode step:
- * every thread reads all entries.
- * Grid: one block of n_experts threads, rounded up to a warp. Shared: 32 ints. */
+/* Grid: a thread for each of n, in blocks of any size. */
 KERNEL(locate_experts, locate_args) {
-    int expert = at.tid, total;
-    bool wanted = false;
-    for (int i = 0; i < a.n; i++) wanted |= a.experts[i] == expert;
-    int slot = wanted ? a.slot_of[expert] : -1;
-    bool missing = wanted && slot < 0;
-    int before = block_before(missing, at, (SHARED int *)shared, &total);
-    if (missing) a.missing[1 + before] = expert;
-    if (slot >= 0) a.last_used[slot] = a.step;
-    if (at.tid == 0) a.missing[0] = total;
-    for (int i = at.tid; i < a.n; i += at.threads) {
-        int from = a.slot_of[a.experts[i]];
-        for (int part = 0; part < a.n_parts; part++)
-            a.matrices[(size_t)part * (size_t)a.n + (size_t)i] =
-                from < 0 ? 0 : a.slots + (size_t)from * a.slot_bytes + a.offset[part];
-    }
+    int i = at.x * at.threads + at.tid;
+    if (i >= a.n) return;
+    int expert = a.experts[i], slot = expert < 0 ? -1 : a.slot_of[expert];
+    for (int part = 0; part < a.n_parts; part++)
+        a.matrices[(size_t)part * (size_t)a.n + (size_t)i] =
+            slot < 0 ? 0 : a.slots + (size_t)slot * a.slot_bytes + a.offset[part];
 }
 
 #endif

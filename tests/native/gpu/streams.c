@@ -1,0 +1,162 @@
+/* streams.c - see streams.h. */
+#include "streams.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+typedef struct {
+    enum { COPY, LAUNCH, WAIT } kind;
+    void *to;
+    const void *from;
+    size_t n;
+    kernel_id id;
+    gpu_grid grid;
+    int other, until; /* operations of another stream */
+    char args[256];
+} operation;
+
+static struct {
+    operation *queue;
+    int n, done;
+} streams[GPU_STREAMS];
+
+static gpu *device;
+static qwen3_status failed; /* until the next sync */
+static qwen3_error why;
+static uint64_t state = 1;
+static int fails;
+
+void gpu_streamed_seed(uint64_t seed) {
+    state = seed;
+    gpu_emulated_seed(seed);
+}
+
+void gpu_streamed_fail(int n) { fails = n; }
+
+static int below(int n) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (int)((state >> 33) % (uint64_t)n);
+}
+
+static void run_one(int stream) {
+    operation *o = &streams[stream].queue[streams[stream].done++];
+    qwen3_status status = QWEN3_OK;
+    switch (o->kind) {
+    case COPY: memcpy(o->to, o->from, o->n); break;
+    case LAUNCH:
+        status = gpu_emulated.launch(device, stream, o->id, o->grid, o->args, o->n, &why);
+        if (status == QWEN3_OK) status = gpu_emulated.sync(device, stream, &why);
+        break;
+    case WAIT:
+        while (streams[o->other].done < o->until) run_one(o->other);
+    }
+    if (status != QWEN3_OK) failed = status;
+}
+
+/* Some of what may run. */
+static void run_some(void) {
+    int stream = below(GPU_STREAMS);
+    for (int n = below(3); n > 0 && streams[stream].done < streams[stream].n; n--) run_one(stream);
+}
+
+static operation *queue(int stream) {
+    run_some();
+    int n = streams[stream].n++;
+    streams[stream].queue = realloc(streams[stream].queue, (size_t)(n + 1) * sizeof(operation));
+    if (!streams[stream].queue) abort();
+    return &streams[stream].queue[n];
+}
+
+static qwen3_status sync(gpu *g, int stream, qwen3_error *err) {
+    (void)g;
+    run_some();
+    while (streams[stream].done < streams[stream].n) run_one(stream);
+    qwen3_status status = failed;
+    failed = QWEN3_OK;
+    return status == QWEN3_OK ? QWEN3_OK : fail(err, status, "%s", why.text);
+}
+
+static qwen3_status copy(gpu *g, int stream, void *to, const void *from, size_t n,
+                         qwen3_error *err) {
+    (void)g;
+    (void)err;
+    *queue(stream) = (operation){.kind = COPY, .to = to, .from = from, .n = n};
+    return QWEN3_OK;
+}
+
+static qwen3_status launch(gpu *g, int stream, kernel_id id, gpu_grid grid, const void *args,
+                           size_t n, qwen3_error *err) {
+    (void)g;
+    operation o = {.kind = LAUNCH, .n = n, .id = id, .grid = grid};
+    if (n > sizeof o.args) return fail(err, QWEN3_ERR_ARG, "arguments of %zu bytes", n);
+    memcpy(o.args, args, n);
+    *queue(stream) = o;
+    return QWEN3_OK;
+}
+
+static qwen3_status wait(gpu *g, int stream, int other, qwen3_error *err) {
+    (void)g;
+    (void)err;
+    operation o = {.kind = WAIT, .other = other, .until = streams[other].n};
+    *queue(stream) = o;
+    return QWEN3_OK;
+}
+
+static void *allocate(gpu *g, size_t bytes, qwen3_error *err) {
+    if (fails > 0 && --fails == 0) fails = -1;
+    if (fails >= 0) return gpu_emulated.alloc(g, bytes, err);
+    fail(err, QWEN3_ERR_MEMORY, "no room for %zu bytes", bytes);
+    return NULL;
+}
+
+/* As cudaFree does: behind all that is queued. */
+static void release(gpu *g, void *at) {
+    qwen3_error err;
+    for (int i = 0; i < GPU_STREAMS; i++) (void)sync(g, i, &err);
+    gpu_emulated.release(g, at);
+}
+
+static gpu *open(int index, qwen3_error *err) { return device = gpu_emulated.open(index, err); }
+
+static void close(gpu *g) {
+    for (int i = 0; i < GPU_STREAMS; i++) {
+        free(streams[i].queue);
+        streams[i].queue = NULL;
+        streams[i].n = streams[i].done = 0;
+    }
+    gpu_emulated.close(g);
+}
+
+static int count(qwen3_error *err) { return gpu_emulated.count(err); }
+
+static qwen3_status describe(gpu *g, gpu_info *info, qwen3_error *err) {
+    return gpu_emulated.describe(g, info, err);
+}
+
+static void *map(gpu *g, const void *at, size_t bytes) {
+    (void)g;
+    (void)at;
+    (void)bytes;
+    return NULL;
+}
+
+static void unmap(gpu *g, void *at) {
+    (void)g;
+    (void)at;
+}
+
+/* Nothing is recorded. */
+static qwen3_status capture_begin(gpu *g, int stream, qwen3_error *err) {
+    (void)g;
+    (void)stream;
+    return fail(err, QWEN3_ERR_UNSUPPORTED, "no graphs");
+}
+
+const gpu_api gpu_streamed = {
+    .version = GPU_API_VERSION, .name = "streamed", .count = count, .open = open, .close = close,
+    .describe = describe, .alloc = allocate, .release = release, .alloc_pinned = allocate,
+    .release_pinned = release, .map = map, .unmap = unmap, .upload = copy, .download = copy,
+    .launch = launch, .wait = wait, .sync = sync, .capture_begin = capture_begin,
+};
