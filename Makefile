@@ -43,17 +43,18 @@ format: $(STAMP)
 
 NATIVE_BUILD = $(BIN)/cmake -S . -DQWEN3_PYTHON=OFF -DQWEN3_WERROR=ON
 
+THREADED := $(addprefix test_,pool forward together grammar importance experts check probe faults)
 sanitize: $(BIN)/python
 	$(NATIVE_BUILD) -B build/asan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=address,undefined
 	$(BIN)/cmake --build build/asan -j2
-	$(BIN)/ctest --test-dir build/asan --output-on-failure
+	$(BIN)/ctest --test-dir build/asan --output-on-failure -j2
 	$(NATIVE_BUILD) -B build/tsan -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=thread
-	$(BIN)/cmake --build build/tsan -j2
-	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R "pool|forward|together|grammar|importance|experts|check|probe|faults"
+	$(BIN)/cmake --build build/tsan -j2 --target $(THREADED)
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R '^($(subst $(EMPTY) ,|,$(THREADED)))$$'
 	$(NATIVE_BUILD) -B build/msan -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
 	  -DQWEN3_TESTS=ON -DQWEN3_SANITIZE=memory
 	$(BIN)/cmake --build build/msan -j2
-	$(BIN)/ctest --test-dir build/msan --output-on-failure
+	$(BIN)/ctest --test-dir build/msan --output-on-failure -j2
 
 kernels: $(BIN)/python
 	$(BIN)/cmake -S . -B build/plain -DQWEN3_PYTHON=OFF -DQWEN3_TESTS=ON
