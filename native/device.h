@@ -27,9 +27,9 @@ typedef struct {
     uint64_t expert_bytes; /* of the device's memory for the experts of these layers; 0: all */
 } qwen3_gpu_share;
 
-/* Once, before the first session. On failure (QWEN3_ERR_MEMORY: the device has too little) the model
- * is the CPU's as before. A session then has the kv cache of these layers, f16 or q8, and its working
- * memory on the device; it cannot be observed. */
+/* Once, before the first session. On failure (QWEN3_ERR_MEMORY: the device has too little) the
+ * model is the CPU's as before. A session then has the kv cache of these layers, f16 or q8, and its
+ * working memory on the device; it cannot be observed, nor its routes be forced. */
 qwen3_status qwen3_model_use_gpu(qwen3_model *, const qwen3_gpu_share *, qwen3_error *err);
 
 /* All 0 for a model without a GPU. */

@@ -6,8 +6,8 @@
 #include <unistd.h>
 
 #include "error.h"
-#include "share.h"
 #include "gpu/logits.h"
+#include "share.h"
 
 /* Tokens of one pass: bounds the working memory of prefill. An expert sees few of them, so a
  * pass of MoE takes more. In the memory of any session some can decode together. */

@@ -16,9 +16,9 @@ struct qwen3_session {
     size_t n_ctx, n;
     int32_t *ids;          /* [n_ctx] */
     kv_cache kv;
-    gpu_sequence *gpu;     /* the part of a model's device; NULL: there is none */
+    gpu_sequence *gpu;     /* its part on a device that has a share of the model, or NULL */
     workspace work;
-    float *logits;         /* [n_vocab] of position n - 1 when has_logits; see session_fetch_logits */
+    float *logits;         /* [n_vocab] of position n - 1 when has_logits, or on the device */
     bool has_logits;
     candidate *candidates; /* [n_vocab], scratch of sampling */
     uint8_t *seen;         /* [n_vocab], likewise: bit 0 in the session, bit 1 generated */

@@ -4,9 +4,9 @@
 
 #include "step.h"
 
-/* As graph_forward. Where a sequence has a device, it computes the last layers and the logits; those
- * of a sequence without room for them, up to 8 rows, stay there: see gpu/logits.h. A cancel of any
- * is seen before and behind the device's layers. */
+/* As graph_forward. A device computes the layers that are its own and the logits; where a sequence
+ * has no place for these (NULL), the last token's stay there: see gpu/logits.h. A cancel is seen
+ * before and behind the device's layers. */
 qwen3_status forward(workspace *, sequence *, int n_sequences, const int32_t *ids, int n,
                      int n_logits, qwen3_error *err);
 

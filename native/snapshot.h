@@ -19,8 +19,8 @@ qwen3_snapshot *qwen3_session_snapshot(const qwen3_session *, size_t start, qwen
 void qwen3_snapshot_free(qwen3_snapshot *);
 /* Makes the session, whose first `start` tokens must be those of the snapshot, what it was then:
  * it goes on with the same bits. It may be another session of the model with a kv cache of the same
- * type, of any size that the tokens fit. After an error it is unchanged, but for one of a device, which
- * leaves those `start` tokens. */
+ * type, of any size that the tokens fit. After an error it is unchanged, but a GPU that fails
+ * leaves nothing but those `start` tokens. */
 qwen3_status qwen3_session_restore(qwen3_session *, const qwen3_snapshot *, qwen3_error *err);
 size_t qwen3_snapshot_start(const qwen3_snapshot *);
 size_t qwen3_snapshot_len(const qwen3_snapshot *); /* tokens, those before start included */

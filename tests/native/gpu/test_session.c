@@ -17,7 +17,7 @@
 enum { N_CTX = 64, N_LAYERS = 3, N_VOCAB = 269, N = 21 };
 static const char dense[] = "tests/data/tiny-gpu.gguf", moe[] = "tests/data/tiny-gpu-moe.gguf";
 static char folder[] = P_tmpdir "/qwen3-gpu-XXXXXX", path[2][64];
-static const double MOST_KL = 5e-3; /* random weights: one rounding moves more than in a real model */
+static const double MOST_KL = 5e-3; /* random weights: a rounding moves more than in a real model */
 static qwen3_error err;
 
 #define WORKS(call) CHECK((call) == QWEN3_OK, "%s", err.text)
