@@ -111,6 +111,19 @@ def test_known_models_on_known_cards(
         assert low < found.expert_bytes / sizes.above(found.layers).experts < high
 
 
+def test_it_is_the_last_layers_that_are_taken() -> None:
+    sizes = of("0.6b:q8_0")
+    large = replace(sizes.layers[-1], dense=GB, dense_device=GB)
+    heavy = replace(sizes, layers=(*sizes.layers[:-1], large))
+    card = Card("Quick 5", 9 * GB, layers=1)
+    light, last = (share_of("m", each, card, n_ctx=512) for each in (sizes, heavy))
+    assert light and last and last.bytes - light.bytes == GB - sizes.layers[-1].dense_device
+    assert heavy.above(1).dense - heavy.output == GB
+    assert heavy.below(1, experts=False).dense == sizes.dense - sizes.output - (
+        sizes.layers[-1].dense
+    )
+
+
 def test_the_context_costs_no_layer() -> None:
     sizes = of("8b:q4_k_m")
     whole = shared(sizes, 24 * GB)
@@ -412,6 +425,7 @@ def test_the_table_with_a_gpu(devices: Devices, fitted: Fitted) -> None:
     rows = {row["model"].partition(":")[0]: row for row in report["models"]}
     assert rows["8b"]["gpu"] == pytest.approx(1, abs=0.1)
     assert 0.1 < rows["30b-a3b"]["gpu"] < 0.9 and " gpu " in text
+    assert fitted(None, QUICK, gpu="20")[0] == report  # a number is for one model
     without, plain = fitted(None, QUICK, gpu="off")
     assert "gpu" not in without and " gpu " not in plain
     assert rows["8b"]["tok_s"] > 4 * next(

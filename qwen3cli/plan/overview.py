@@ -7,6 +7,7 @@ has to be installed, and no network is used.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from qwen3cli.errors import ModelNotFound
@@ -44,7 +45,7 @@ def overview(
     card = memory.card
     there = gpu_rates(card, fresh=True) if card else None
     measured = card is None or card.index < 0 or there is not None
-    used = card if measured else None
+    used = replace(card, layers=None) if card and measured else None  # a number is for one model
 
     def judged(each: Candidate) -> dict[str, Any]:
         within = min(context, each.sizes.n_ctx)
