@@ -28,6 +28,7 @@ from qwen3cli.interrupt import interruptible
 from qwen3cli.library import obtain
 from qwen3cli.options import Measuring, Reading
 from qwen3cli.plan.gpu import card
+from qwen3cli.run.statistics import on_gpu
 from qwen3cli.terminal import Terminal
 from qwen3cli.texts import check_context, n_chunks, read_text, reader, text_name
 
@@ -163,6 +164,7 @@ def evaluate(
         "chunks": len(chunks),
         "positions": len(scores.kl),
         **_report(scores, paths[1:]),
+        **on_gpu(models[0]),
     }
     if as_json:
         terminal.json(report)

@@ -176,6 +176,7 @@ def test_a_perplexity(gpu: Gpu, qwen3: Command) -> None:
     (qwen3.home / "t").write_text("2 + 2 is 4, and 3 + 3 is 6")
     ppl = ("eval", "ppl", "nano", "t", "--ctx", "8", "--chunks", "1", "--json")
     here, there = (json.loads(gpu(*ppl, "--gpu", how).stdout) for how in ("off", "1"))
+    assert there["gpu"]["layers"] == 1 and "gpu" not in here
     assert there["perplexity"]["value"] == pytest.approx(here["perplexity"]["value"], rel=0.02)
 
 
