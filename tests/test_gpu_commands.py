@@ -67,6 +67,20 @@ def test_a_mixture(gpu: Gpu) -> None:
     assert one["answer"] == off["answer"] and one["gpu"]["layers"] == 1
 
 
+def test_three_tiers(gpu: Gpu, qwen3: Command) -> None:
+    """Half of the experts on the GPU, most of the others in memory, some in the file alone."""
+    (qwen3.home / "t").write_text("1 + 1 is 2")
+    ppl = ("eval", "ppl", "nano-moe", "t", "--ctx", "4", "--chunks", "1", "--json")
+    here = json.loads(gpu(*ppl, "--gpu", "off").stdout)
+    done = gpu(*ppl, "--vram", "8M", "--ram", "308M")
+    assert re.search(r"3 layers on emulation with .*; the other experts are read", done.stderr)
+    found = json.loads(done.stdout)
+    experts = found["gpu"]["experts"]
+    assert 0 < experts["slots"] < 3 * 128 and experts["hits"] > 0 and experts["misses"] > 0
+    assert found["gpu"]["bytes"] < 8_000_000
+    assert found["perplexity"]["value"] == pytest.approx(here["perplexity"]["value"], rel=0.05)
+
+
 def test_too_little_memory_takes_fewer_layers(gpu: Gpu) -> None:
     """No piece of more than 12 MB can be had, and a context of 4,096 takes 24."""
     ask = (*FIRST, "--ctx", "4096")
