@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from cards import devices  # noqa: F401
 from commandline import Command
 from emulated import emulated_gpu  # noqa: F401
 from hub_server import LoopbackHub, Repository

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from cards import GB, HOST, QUICK, Devices, of
 from commandline import ROOT
 
-from qwen3cli.engine import Device
 from qwen3cli.errors import DoesNotFit, Qwen3Error, UsageError
-from qwen3cli.hub.releases import RELEASES
 from qwen3cli.plan import machine
-from qwen3cli.plan.fit import Memory, fit
 from qwen3cli.plan.gpu import Card, Share, card, card_to_fit, share_of, smaller
-from qwen3cli.plan.machine import GpuRates, Peaks, Rates, gpu_rates
-from qwen3cli.plan.overview import overview
+from qwen3cli.plan.machine import GpuRates, Peaks, gpu_rates
 from qwen3cli.plan.placement import place, plan
 from qwen3cli.plan.predict import expected_misses, predict, prompt_seconds
-from qwen3cli.plan.sizes import Sizes, device_work, sizes_of, sizes_of_release
+from qwen3cli.plan.sizes import Sizes, device_work, sizes_of
 
 DENSE = ROOT / "qwen3cli/models/nano-dense-q8_0.gguf"
 NANO_MOE = ROOT / "qwen3cli/models/nano-moe-q8_0.gguf"
-GB = 10**9
 BUDGETS = [n * GB // 8 for n in (1, 4, 9, 17, 24, 33, 50, 64, 96, 128, 190, 256, 400, 640, 1200)]
 MODELS = ["0.6b:q8_0", "4b:q4_k_m", "8b:q4_k_m", "32b:q6_k", "30b-a3b:q4_k_m", "235b-a22b:q4_k_m"]
-
-
-def of(model: str) -> Sizes:
-    name, _, quant = model.partition(":")
-    return sizes_of_release(RELEASES[name], quant)
 
 
 def shared(sizes: Sizes, budget: int, **more: Any) -> Share | None:
@@ -153,22 +142,6 @@ def test_a_number_of_layers_is_taken_exactly_or_refused() -> None:
 
 # ---- which card -----------------------------------------------------------------------------
 
-Devices = Callable[..., None]
-
-
-@pytest.fixture
-def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
-    """The GPUs there are, by their free memory in GB; why there is none."""
-
-    def devices(*free: float, why: str = "", unified: bool = False, total: float = 24) -> None:
-        found = [
-            Device("cuda", f"Quick {i}", int(total * GB), int(n * GB), 30, unified)
-            for i, n in enumerate(free)
-        ]
-        monkeypatch.setattr("qwen3cli.engine.devices", lambda: (found, why))
-
-    return devices
-
 
 def test_the_card_with_the_most_memory_and_room_for_others(devices: Devices) -> None:
     devices(3, 8, 8)
@@ -265,8 +238,6 @@ def test_one_memory_is_not_counted_twice() -> None:
 
 # ---- how fast ---------------------------------------------------------------------------------
 
-HOST, QUICK = Rates(40e9, 1e9), GpuRates(read=400e9, upload=20e9, f16=50e12, int8=100e12)
-
 
 def test_the_formula_of_the_speed() -> None:
     sizes = of("30b-a3b:q4_k_m")
@@ -336,111 +307,6 @@ def test_a_line_for_what_is_split() -> None:
     tiers = plan(of("30b-a3b:q4_k_m"), 8 * GB, card=Card("Quick 5", 6 * GB)).describe("m")
     assert "all 48 layers on Quick 5 with" in tiers and "of experts (" in tiers
     assert "8.0 GB of memory for" in tiers and "read from the file" in tiers
-
-
-class Printed:
-    """A terminal that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.value: dict[str, Any] = {}
-        self.text = ""
-
-    def json(self, value: dict[str, Any]) -> None:
-        self.value = json.loads(json.dumps(value, allow_nan=False))
-
-    def table(self, head: Any, rows: Any) -> None:
-        self.text += "".join("  ".join(row) + "\n" for row in [head, *rows])
-
-    def note(self, text: str) -> None:
-        self.text += text + "\n"
-
-
-Fitted = Callable[..., tuple[dict[str, Any], str]]
-
-
-@pytest.fixture
-def fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fitted:
-    """What fit tells of a model, or of all, on a machine with 16 GB of memory."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: 16 * GB)
-    for module in ("fit", "overview"):
-        monkeypatch.setattr(f"qwen3cli.plan.{module}.rates_of_folder", lambda *_, **__: HOST)
-        monkeypatch.setattr(f"qwen3cli.plan.{module}.peaks", lambda *_, **__: Peaks(400e9, 100e9))
-
-    def fitted(model: str | None, rates: GpuRates | None, **given: Any) -> Any:
-        for module in ("fit", "overview"):
-            monkeypatch.setattr(
-                f"qwen3cli.plan.{module}.gpu_rates",
-                lambda card, **_: rates if card.index >= 0 else None,
-            )
-        printed: Any = Printed()
-        more: dict[str, Any] = {"n_ctx": None, "kv": None, "threads": 0, "memory": Memory(**given)}
-        for as_json in (True, False):
-            if model:
-                fit(model, printed, as_json=as_json, **more)
-            else:
-                overview(printed, as_json=as_json, everything=False, **more)
-        return printed.value, printed.text
-
-    return fitted
-
-
-def test_fit_tells_what_is_on_the_gpu(devices: Devices, fitted: Fitted) -> None:
-    devices(20)
-    report, text = fitted("8b:q4_k_m", QUICK)
-    assert "fits, all of it on the GPU" in text and "GPU 400 GB/s" in text
-    assert report["gpu"]["layers"] == report["gpu"]["of_layers"] == 36
-    fast = report["decode"][0]["tok_s"]
-    report, text = fitted("8b:q4_k_m", QUICK, vram="4G")
-    assert f"{report['gpu']['layers']} of 36 layers on the GPU, the others on the CPU" in text
-    assert report["gpu"]["budget_bytes"] == 4 * GB
-    off, text = fitted("8b:q4_k_m", QUICK, gpu="off")
-    assert "gpu" not in off and "GPU" not in text
-    assert fast > report["decode"][0]["tok_s"] > off["decode"][0]["tok_s"]
-    report, text = fitted("30b-a3b:q4_k_m", QUICK, vram="6G", ram="24G")
-    there = report["gpu"]["expert_bytes"] / report["experts"]["bytes"]
-    assert f"all layers on the GPU; experts: {there:.0%} there, {1 - there:.0%} in memory" in text
-    report, text = fitted("30b-a3b:q4_k_m", QUICK, vram="6G", ram="8G")
-    assert report["where"] == "offloaded" and "the others in the file" in text
-    report, text = fitted("32b:q6_k", QUICK, vram="6G", ram="auto")
-    assert report["where"] == "mapped" and "64 layers on the GPU; the rest does not fit" in text
-
-
-def test_fit_for_a_card_that_is_not_there(devices: Devices, fitted: Fitted) -> None:
-    devices(why="none")
-    report, text = fitted("8b:q4_k_m", None, vram="8G")
-    assert "all of it on the GPU" in text and "a GPU of 8.0 GB" in text
-    assert {row["tok_s"] for row in report["decode"]} == {None}
-    assert report["gpu"]["read_gb_s"] is None and report["prompt_1000_s"] is None
-    with pytest.raises(Qwen3Error, match="--gpu 3: none"):
-        fitted("8b:q4_k_m", None, gpu="3")
-    with pytest.raises(DoesNotFit, match="fit"):
-        fitted("8b:q4_k_m", None, gpu="36", vram="4G")
-
-
-def test_the_table_with_a_gpu(devices: Devices, fitted: Fitted) -> None:
-    devices(11)
-    report, text = fitted(None, QUICK)
-    rows = {row["model"].partition(":")[0]: row for row in report["models"]}
-    assert rows["8b"]["gpu"] == pytest.approx(1, abs=0.1)
-    assert 0.1 < rows["30b-a3b"]["gpu"] < 0.9 and " gpu " in text
-    assert fitted(None, QUICK, gpu="20")[0] == report  # a number is for one model
-    without, plain = fitted(None, QUICK, gpu="off")
-    assert "gpu" not in without and " gpu " not in plain
-    assert rows["8b"]["tok_s"] > 4 * next(
-        row["tok_s"] for row in without["models"] if row["model"].startswith("8b:")
-    )
-    unknown, text = fitted(None, None)  # the CPU's figures are not worse than none
-    assert unknown["models"] == without["models"] and "cannot be measured" in text
-    devices(why="none")
-    supposed, text = fitted(None, None, vram="8G")
-    assert supposed["recommended"] is None and "how fast it is, is not known" in text
-    found = {row["model"]: row["gpu"] for row in supposed["models"]}
-    assert (
-        found["8b:q4_k_m"] == found["4b:q8_0"] == 1 and found["0.6b:q8_0"] == 1
-    )  # the best that it holds
-    assert found["14b:q4_k_m"] < 1
 
 
 def test_sizes_of_a_file_are_complete() -> None:

@@ -1,0 +1,121 @@
+"""What `qwen3 fit` tells of a GPU, and of one that is not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cards import GB, HOST, QUICK, Devices
+
+from qwen3cli.errors import DoesNotFit, Qwen3Error
+from qwen3cli.plan.fit import Memory, fit
+from qwen3cli.plan.machine import GpuRates, Peaks
+from qwen3cli.plan.overview import overview
+
+
+class Printed:
+    """A terminal that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.value: dict[str, Any] = {}
+        self.text = ""
+
+    def json(self, value: dict[str, Any]) -> None:
+        self.value = json.loads(json.dumps(value, allow_nan=False))
+
+    def table(self, head: Any, rows: Any) -> None:
+        self.text += "".join("  ".join(row) + "\n" for row in [head, *rows])
+
+    def note(self, text: str) -> None:
+        self.text += text + "\n"
+
+
+Fitted = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fitted:
+    """What fit tells of a model, or of all, on a machine with 16 GB of memory."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("qwen3cli.plan.placement.available", lambda: 16 * GB)
+    for module in ("fit", "overview"):
+        monkeypatch.setattr(f"qwen3cli.plan.{module}.rates_of_folder", lambda *_, **__: HOST)
+        monkeypatch.setattr(f"qwen3cli.plan.{module}.peaks", lambda *_, **__: Peaks(400e9, 100e9))
+
+    def fitted(model: str | None, rates: GpuRates | None, **given: Any) -> Any:
+        for module in ("fit", "overview"):
+            monkeypatch.setattr(
+                f"qwen3cli.plan.{module}.gpu_rates",
+                lambda card, **_: rates if card.index >= 0 else None,
+            )
+        printed: Any = Printed()
+        more: dict[str, Any] = {"n_ctx": None, "kv": None, "threads": 0, "memory": Memory(**given)}
+        for as_json in (True, False):
+            if model:
+                fit(model, printed, as_json=as_json, **more)
+            else:
+                overview(printed, as_json=as_json, everything=False, **more)
+        return printed.value, printed.text
+
+    return fitted
+
+
+def test_fit_tells_what_is_on_the_gpu(devices: Devices, fitted: Fitted) -> None:
+    devices(20)
+    report, text = fitted("8b:q4_k_m", QUICK)
+    assert "fits, all of it on the GPU" in text and "GPU 400 GB/s" in text
+    assert report["gpu"]["layers"] == report["gpu"]["of_layers"] == 36
+    fast = report["decode"][0]["tok_s"]
+    report, text = fitted("8b:q4_k_m", QUICK, vram="4G")
+    assert f"{report['gpu']['layers']} of 36 layers on the GPU, the others on the CPU" in text
+    assert report["gpu"]["budget_bytes"] == 4 * GB
+    off, text = fitted("8b:q4_k_m", QUICK, gpu="off")
+    assert "gpu" not in off and "GPU" not in text
+    assert fast > report["decode"][0]["tok_s"] > off["decode"][0]["tok_s"]
+    report, text = fitted("30b-a3b:q4_k_m", QUICK, vram="6G", ram="24G")
+    there = report["gpu"]["expert_bytes"] / report["experts"]["bytes"]
+    assert f"all layers on the GPU; experts: {there:.0%} there, {1 - there:.0%} in memory" in text
+    report, text = fitted("30b-a3b:q4_k_m", QUICK, vram="6G", ram="8G")
+    assert report["where"] == "offloaded" and "the others in the file" in text
+    report, text = fitted("32b:q6_k", QUICK, vram="6G", ram="auto")
+    assert report["where"] == "mapped" and "64 layers on the GPU; the rest does not fit" in text
+
+
+def test_fit_for_a_card_that_is_not_there(devices: Devices, fitted: Fitted) -> None:
+    devices(why="none")
+    report, text = fitted("8b:q4_k_m", None, vram="8G")
+    assert "all of it on the GPU" in text and "a GPU of 8.0 GB" in text
+    assert {row["tok_s"] for row in report["decode"]} == {None}
+    assert report["gpu"]["read_gb_s"] is None and report["prompt_1000_s"] is None
+    with pytest.raises(Qwen3Error, match="--gpu 3: none"):
+        fitted("8b:q4_k_m", None, gpu="3")
+    with pytest.raises(DoesNotFit, match="fit"):
+        fitted("8b:q4_k_m", None, gpu="36", vram="4G")
+
+
+def test_the_table_with_a_gpu(devices: Devices, fitted: Fitted) -> None:
+    devices(11)
+    report, text = fitted(None, QUICK)
+    rows = {row["model"].partition(":")[0]: row for row in report["models"]}
+    assert rows["8b"]["gpu"] == pytest.approx(1, abs=0.1)
+    assert 0.1 < rows["30b-a3b"]["gpu"] < 0.9 and " gpu " in text
+    assert fitted(None, QUICK, gpu="20")[0] == report  # a number is for one model
+    without, plain = fitted(None, QUICK, gpu="off")
+    assert "gpu" not in without and " gpu " not in plain
+    assert rows["8b"]["tok_s"] > 4 * next(
+        row["tok_s"] for row in without["models"] if row["model"].startswith("8b:")
+    )
+    unknown, text = fitted(None, None)  # the CPU's figures are not worse than none
+    assert unknown["models"] == without["models"] and "cannot be measured" in text
+    devices(why="none")
+    supposed, text = fitted(None, None, vram="8G")
+    assert supposed["recommended"] is None and "how fast it is, is not known" in text
+    found = {row["model"]: row["gpu"] for row in supposed["models"]}
+    assert (
+        found["8b:q4_k_m"] == found["4b:q8_0"] == 1 and found["0.6b:q8_0"] == 1
+    )  # the best that it holds
+    assert found["14b:q4_k_m"] < 1
