@@ -19,7 +19,7 @@ static void attend_tokens(pass *p, int layer) {
     attention_args a = {.q = s->q, .tokens = s->places, .parts = s->parts, .y = s->attended,
                         .act = s->attended_act, .n = p->n, .n_heads = c->n_heads,
                         .n_kv_heads = c->n_kv_heads, .head_dim = hd, .layer = layer};
-    if (p->n > FEW_COLUMNS) {
+    if (many(p)) {
         gpu_grid grid = {blocks(p->n * group, PREFILL_ROWS), c->n_kv_heads, 1, PREFILL_THREADS,
                          PREFILL_SHARED};
         launch(p, q8 ? KERNEL_prefill_q8 : KERNEL_prefill_f16, grid, &a, sizeof a);

@@ -19,18 +19,13 @@
     X(matvec_##type##_4, matvec_args) \
     X(matvec_##type##_8, matvec_args)
 
+#define GEMM(X, TYPE, type) X(gemm_##type, gemm_args)
+
 #define KERNELS(X)                    \
     X(embed_rows, embed_args)         \
     X(rms_norm, norm_args)            \
     WEIGHT_TYPES(MATVECS, X)          \
-    X(gemm_q8_0, gemm_args)           \
-    X(gemm_q4_0, gemm_args)           \
-    X(gemm_q4_k, gemm_args)           \
-    X(gemm_q5_k, gemm_args)           \
-    X(gemm_q6_k, gemm_args)           \
-    X(gemm_f16, gemm_args)            \
-    X(gemm_bf16, gemm_args)           \
-    X(gemm_f32, gemm_args)            \
+    WEIGHT_TYPES(GEMM, X)             \
     X(add_experts, add_experts_args)  \
     X(rope, rope_args)                \
     X(attend_f16_4, attention_args)   \
@@ -68,6 +63,17 @@ static inline kernel_id matvec_kernel(uint32_t type, int n_columns) {
         WEIGHT_TYPES(X, )
 #undef X
     default: return N_KERNELS; /* no such type */
+    }
+}
+
+/* For many. */
+static inline kernel_id gemm_kernel(uint32_t type) {
+    switch (type) {
+#define X(_, TYPE, type) \
+    case TYPE_##TYPE: return KERNEL_gemm_##type;
+        WEIGHT_TYPES(X, )
+#undef X
+    default: return N_KERNELS;
     }
 }
 

@@ -29,7 +29,7 @@ void ask_for_missing(pass *p) {
     gpu_tier *t = p->m->tier;
     if (t->stale && p->status == QWEN3_OK) p->status = tier_publish(t, p->err);
     wait_for(p, GPU_COPY, GPU_COMPUTE);
-    if (p->n > FEW_COLUMNS) {
+    if (many(p)) {
         tell(p, t->start, p->s->start, (size_t)(p->c->n_experts + 1) * sizeof *t->start);
         return;
     }

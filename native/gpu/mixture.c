@@ -45,14 +45,14 @@ static void many_experts(pass *p, const layer *l) {
 void gpu_experts(pass *p, int index, const int32_t *slot_of) {
     const layer *l = &p->m->layers[index];
     const gpu_bank *bank = &p->m->banks[index];
-    int entries = p->n * p->c->n_experts_used, n = p->many ? p->c->n_experts : entries;
-    locate_args locate = {.experts = p->many ? p->m->every_expert : p->experts,
+    int entries = p->n * p->c->n_experts_used, n = many(p) ? p->c->n_experts : entries;
+    locate_args locate = {.experts = many(p) ? p->m->every_expert : p->experts,
                           .slot_of = slot_of, .slots = bank->slots,
                           .matrices = (const uint8_t **)p->s->matrices,
                           .slot_bytes = bank->slot_bytes, .n = n, .n_parts = N_PARTS};
     for (int part = 0; part < N_PARTS; part++) locate.offset[part] = bank->offset[part];
     LAUNCH(p, locate_experts, ((gpu_grid){blocks(n, THREADS), 1, 1, THREADS, 0}), locate);
-    if (p->many) many_experts(p, l);
+    if (many(p)) many_experts(p, l);
     else few_experts(p, l, entries);
 }
 
@@ -86,18 +86,14 @@ static void group(pass *p) {
 void gpu_mixture(pass *p, int index) {
     const gpu_sequence *s = p->s;
     const qwen3_config *c = p->c;
-    const layer *l = &p->m->layers[index];
-    const int32_t *position = NULL;
-    bool prompt = p->n > FEW_COLUMNS;
-    p->many = prompt && gemm_kernel(l->gate.type) != N_KERNELS &&
-              gemm_kernel(l->down.type) != N_KERNELS;
+    bool tier = p->m->tier != NULL;
+    const int32_t *position = many(p) ? s->position : NULL;
     choose(p, index);
-    if (p->many || (prompt && p->m->tier)) group(p);
-    if (p->m->tier) ask_for_missing(p);
+    if (many(p)) group(p);
+    if (tier) ask_for_missing(p);
     gpu_experts(p, index, p->m->banks[index].slot_of);
-    if (p->m->tier && prompt) pass_missing(p, index);
-    if (p->m->tier && !prompt) position = add_missing(p, index);
-    if (p->many) position = s->position;
+    if (tier && many(p)) pass_missing(p, index);
+    if (tier && !many(p)) position = add_missing(p, index);
     LAUNCH(p, add_experts, ((gpu_grid){blocks(c->n_embd, THREADS), p->n, 1, THREADS, 0}),
            (add_experts_args){.x = s->expert_out, .experts = p->experts, .weights = p->weights,
                               .position = position, .y = s->x, .n = c->n_embd,

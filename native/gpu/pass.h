@@ -19,7 +19,6 @@ typedef struct {
     /* Of a mixture: the experts of its tokens and their weights [n][n_used], on the device. */
     const int32_t *experts;
     const float *weights;
-    bool many; /* each expert multiplies those that chose it, as columns of a matrix */
 } pass;
 
 /* Vectors in the forms that products take. */
@@ -54,14 +53,14 @@ static inline void sync(pass *p) {
 #define LAUNCH(p, name, grid, ...) \
     launch(p, KERNEL_##name, grid, &(__VA_ARGS__), sizeof(__VA_ARGS__))
 
+/* Then matrices meet the tokens as columns, and an expert those that chose it. */
+static inline bool many(const pass *p) { return p->n > FEW_COLUMNS; }
+
 static inline int blocks(int n, int size) { return (n + size - 1) / size; }
 
 static inline const void *form(const weight *w, vectors x) {
     return type_takes_float(w->type) ? (const void *)x.f : x.q;
 }
-
-/* The kernel for many columns; N_KERNELS: there is none for this type. */
-kernel_id gemm_kernel(uint32_t type);
 
 /* y = W x of n columns; up: y = silu(W x) * (up x), as floats and as groups. */
 void gpu_multiply(pass *, const weight *, const weight *up, vectors x, int n, vectors y, int add);

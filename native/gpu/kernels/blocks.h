@@ -30,6 +30,10 @@ DEVICE float half_at(GLOBAL const void *at) { return to_float(*(GLOBAL const f16
 
 DEVICE uint pair_at(GLOBAL const void *at) { return *(GLOBAL const ushort *)at; }
 
+DEVICE uint word_by_2(GLOBAL const uchar *at) { return pair_at(at) | pair_at(at + 2) << 16; }
+
+DEVICE uint word_by_4(GLOBAL const uchar *at) { return *(GLOBAL const uint *)at; }
+
 /* 32 bytes that are aligned to 2, from words that are aligned to 4. Two bytes in front of them
  * may be read, none behind. */
 DEVICE void load_by_2(GLOBAL const uchar *at, LOCAL uint to[8]) {
@@ -47,7 +51,7 @@ DEVICE void load_by_2(GLOBAL const uchar *at, LOCAL uint to[8]) {
 
 DEVICE void load_by_4(GLOBAL const uchar *at, LOCAL uint to[8]) {
     UNROLL
-    for (int i = 0; i < 8; i++) to[i] = ((GLOBAL const uint *)at)[i];
+    for (int i = 0; i < 8; i++) to[i] = word_by_4(at + 4 * i);
 }
 
 DEVICE void load_by_16(GLOBAL const uchar *at, LOCAL uint to[8]) {
@@ -63,7 +67,7 @@ DEVICE void load_by_16(GLOBAL const uchar *at, LOCAL uint to[8]) {
 DEVICE void load_nibbles(GLOBAL const uchar *at, LOCAL uint to[8]) {
     UNROLL
     for (int i = 0; i < 4; i++) {
-        uint word = pair_at(at + 4 * i) | pair_at(at + 4 * i + 2) << 16;
+        uint word = word_by_2(at + 4 * i);
         to[i] = word & 0x0f0f0f0fu;
         to[i + 4] = word >> 4 & 0x0f0f0f0fu;
     }
@@ -107,71 +111,51 @@ struct q8_0 {
     }
 };
 
-struct q4_0 {
-    enum { bytes = sizeof(block_q4_0), groups = 1, run = 32, minima = 0 };
+/* A scale, with minima another f16, and nibbles from byte `quants` on; from byte `fifth` on their
+ * fifth bits, unless that is 0. values(): what four of them stand for. */
+struct nibbles_q4_0 {
+    enum { bytes = sizeof(block_q4_0), quants = 2, fifth = 0, minima = 0 };
+    DEVICE int values(uint q) { return minus(q, 0x08080808u); }
+};
+
+struct nibbles_q4_1 {
+    enum { bytes = sizeof(block_q4_1), quants = 4, fifth = 0, minima = 1 };
+    DEVICE int values(uint q) { return (int)q; }
+};
+
+struct nibbles_q5_0 {
+    enum { bytes = sizeof(block_q5_0), quants = 6, fifth = 2, minima = 0 };
+    DEVICE int values(uint q) { return minus(q, 0x10101010u); }
+};
+
+struct nibbles_q5_1 {
+    enum { bytes = sizeof(block_q5_1), quants = 8, fifth = 4, minima = 1 };
+    DEVICE int values(uint q) { return (int)q; }
+};
+
+struct nibbles_iq4_nl {
+    enum { bytes = sizeof(block_iq4_nl), quants = 2, fifth = 0, minima = 0 };
+    DEVICE int values(uint q) { return levels(q); }
+};
+
+template <class T> struct nibbles {
+    enum { bytes = T::bytes, groups = 1, run = 32, minima = T::minima };
 
     DEVICE void read(GLOBAL const uchar *row, int g, LOCAL weights &w) {
-        GLOBAL const block_q4_0 *b = (GLOBAL const block_q4_0 *)row + g;
-        uint q[8];
-        load_nibbles(b->qs, q);
+        GLOBAL const uchar *block = row + (size_t)g * bytes;
+        uint q[8], fifth = T::fifth > 0 ? word_by_2(block + T::fifth) : 0;
+        load_nibbles(block + T::quants, q);
         UNROLL
-        for (int i = 0; i < 8; i++) w.q[i] = minus(q[i], 0x08080808u);
-        set_scale(w, half_at(&b->d), 0);
+        for (int i = 0; i < 8; i++) w.q[i] = T::values(q[i] | fifth_bits(fifth >> 4 * i));
+        set_scale(w, half_at(block), T::minima ? -half_at(block + 2) : 0.0f);
     }
 };
 
-struct q4_1 {
-    enum { bytes = sizeof(block_q4_1), groups = 1, run = 32, minima = 1 };
-
-    DEVICE void read(GLOBAL const uchar *row, int g, LOCAL weights &w) {
-        GLOBAL const block_q4_1 *b = (GLOBAL const block_q4_1 *)row + g;
-        uint q[8];
-        load_nibbles(b->qs, q);
-        UNROLL
-        for (int i = 0; i < 8; i++) w.q[i] = (int)q[i];
-        set_scale(w, half_at(&b->d), -half_at(&b->m));
-    }
-};
-
-struct q5_0 {
-    enum { bytes = sizeof(block_q5_0), groups = 1, run = 32, minima = 0 };
-
-    DEVICE void read(GLOBAL const uchar *row, int g, LOCAL weights &w) {
-        GLOBAL const block_q5_0 *b = (GLOBAL const block_q5_0 *)row + g;
-        uint q[8], high = pair_at(b->qh) | pair_at(b->qh + 2) << 16;
-        load_nibbles(b->qs, q);
-        UNROLL
-        for (int i = 0; i < 8; i++)
-            w.q[i] = minus(q[i] | fifth_bits(high >> 4 * i), 0x10101010u);
-        set_scale(w, half_at(&b->d), 0);
-    }
-};
-
-struct q5_1 {
-    enum { bytes = sizeof(block_q5_1), groups = 1, run = 32, minima = 1 };
-
-    DEVICE void read(GLOBAL const uchar *row, int g, LOCAL weights &w) {
-        GLOBAL const block_q5_1 *b = (GLOBAL const block_q5_1 *)row + g;
-        uint q[8], high = pair_at(b->qh) | pair_at(b->qh + 2) << 16;
-        load_nibbles(b->qs, q);
-        UNROLL
-        for (int i = 0; i < 8; i++) w.q[i] = (int)(q[i] | fifth_bits(high >> 4 * i));
-        set_scale(w, half_at(&b->d), -half_at(&b->m));
-    }
-};
-
-struct iq4_nl {
-    enum { bytes = sizeof(block_iq4_nl), groups = 1, run = 32, minima = 0 };
-
-    DEVICE void read(GLOBAL const uchar *row, int g, LOCAL weights &w) {
-        GLOBAL const block_iq4_nl *b = (GLOBAL const block_iq4_nl *)row + g;
-        uint q[8];
-        load_nibbles(b->qs, q);
-        UNROLL
-        for (int i = 0; i < 8; i++) w.q[i] = levels(q[i]);
-        set_scale(w, half_at(&b->d), 0);
-    }
-};
+typedef nibbles<nibbles_q4_0> q4_0;
+typedef nibbles<nibbles_q4_1> q4_1;
+typedef nibbles<nibbles_q5_0> q5_0;
+typedef nibbles<nibbles_q5_1> q5_1;
+typedef nibbles<nibbles_iq4_nl> iq4_nl;
 
 /* ---- super-blocks of 256 ----------------------------------------------------------------
  * decode.h says how the scales are packed. */

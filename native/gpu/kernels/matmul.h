@@ -27,33 +27,68 @@ DEVICE columns columns_of(CONSTANT gemm_args &a, place at) {
 
 /* ---- sums ------------------------------------------------------------------------------ */
 
-/* y += the products of a tile. by: of its rows, those of tile_row and eight below; x: of its two
- * columns. */
+/* Of a part of a tile, 16 or all 32. */
+template <class W> DEVICE float scale_of(factors by, int part) {
+    if (W::run == 16 && W::minima)
+        return low_half(float_to_bits(by.first)) * (float)((int)by.second >> 8 * part & 15);
+    return part ? by.second : by.first;
+}
+
+template <class W> DEVICE float min_of(factors by, int part) {
+    if (W::run == 16)
+        return high_half(float_to_bits(by.first)) * (float)((int)by.second >> (8 * part + 4) & 15);
+    return by.second;
+}
+
+/* Of two columns, what their weights' minima are multiplied with: d times the sum of a part. */
 template <class W>
-DEVICE void add_tile(LOCAL tile_sums &y, tile_rows w, tile_columns c, LOCAL const factors (&by)[2],
-                     LOCAL const factors (&x)[2]) {
+DEVICE void sums_of(LOCAL const factors (&x)[2], tile_columns c, int part, LOCAL float (&s)[2]) {
+    if (W::run == 32) {
+        for (int i = 0; i < 2; i++) s[i] = x[i].second;
+    } else {
+        tile_rows ones = {{0x01010101, 0x01010101, 0x01010101, 0x01010101}};
+        float sum[4];
+        tile_int8(sum, ones, c, part);
+        for (int i = 0; i < 2; i++) s[i] = x[i].first * (sum[i] - TILE_START);
+    }
+}
+
+/* y += the products of a column's tile with those of the rows. by: of each tile's rows, those of
+ * tile_row and eight below; x: of the two columns. */
+template <class W>
+DEVICE void add_tiles(LOCAL tile_sums (&y)[WARP_ROWS][WARP_COLUMNS], int j,
+                      LOCAL const tile_rows (&w)[WARP_ROWS], tile_columns c,
+                      LOCAL const factors (&by)[WARP_ROWS][2], LOCAL const factors (&x)[2]) {
     enum { parts = W::run == 16 ? 2 : 1 };
     UNROLL
     for (int part = 0; part < parts; part++) {
-        float v[4] = {0, 0, 0, 0};
-        if (!W::int8) tile_add_f16(v, w, c);
-        else if (parts == 1) tile_int8(v, w, c);
-        else tile_int8(v, w, c, part);
+        float s[2];
+        if (W::minima) sums_of<W>(x, c, part, s);
         UNROLL
-        for (int i = 0; i < 4; i++) {
-            float scale = part ? by[i / 2].second : by[i / 2].first;
-            float dot = W::int8 ? to_scaled(v[i], scale, -TILE_START * scale) : v[i] * scale;
-            y[i] = fma(dot, x[i % 2].first, y[i]);
-            if (W::minima) y[i] = fma(-by[i / 2].second, x[i % 2].second, y[i]);
+        for (int m = 0; m < WARP_ROWS; m++) {
+            float v[4] = {0, 0, 0, 0};
+            if (!W::int8) tile_add_f16(v, w[m], c);
+            else if (parts == 1) tile_int8(v, w[m], c);
+            else tile_int8(v, w[m], c, part);
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                LOCAL float &sum = y[m][j][i];
+                float scale = scale_of<W>(by[m][i / 2], part);
+                float dot = W::int8 ? to_scaled(v[i], scale, -TILE_START * scale) : v[i] * scale;
+                sum = fma(dot, x[i % 2].first, sum);
+                if (W::minima) sum = fma(-min_of<W>(by[m][i / 2], part), s[i % 2], sum);
+            }
         }
     }
 }
 
-/* Adds a step's tile to the sums of a warp: of half of the columns where n are no more. In finer
- * steps the unit would wait for its operands. */
+/* Adds a step's tile to the sums of a warp: of a part of the columns where n are no more. In finer
+ * steps the unit would wait for its operands; in coarser ones registers would not do for the two
+ * scales and minima of a row. */
 template <class W>
 DEVICE void add_step(LOCAL tile_sums (&y)[WARP_ROWS][WARP_COLUMNS], SHARED const stage *rows,
                      SHARED const stage *cols, int tile, int n, place at) {
+    enum { together = W::run == 16 && W::minima ? 2 : 4 };
     int first = at.warp / COLUMN_WARPS * WARP_ROWS * TILE_ROWS;
     tile_rows w[WARP_ROWS];
     factors by[WARP_ROWS][2];
@@ -66,17 +101,16 @@ DEVICE void add_step(LOCAL tile_sums (&y)[WARP_ROWS][WARP_COLUMNS], SHARED const
         by[m][1] = rows->by[tile][line + 8];
     }
     UNROLL
-    for (int first = 0; first < WARP_COLUMNS; first += WARP_COLUMNS / 2) {
+    for (int first = 0; first < WARP_COLUMNS; first += together) {
         if (first * COLUMN_WARPS * TILE_COLUMNS >= n) break;
         UNROLL
-        for (int j = first; j < first + WARP_COLUMNS / 2; j++) {
+        for (int j = first; j < first + together; j++) {
             int line = (j * COLUMN_WARPS + at.warp % COLUMN_WARPS) * TILE_COLUMNS;
             tile_columns c = tile_load_columns(
                 cols->words + line * TILE_STRIDE + tile * TILE_WORDS, at.lane, W::int8);
             line += tile_column(at.lane);
             factors x[2] = {cols->by[tile][line], cols->by[tile][line + 1]};
-            UNROLL
-            for (int m = 0; m < WARP_ROWS; m++) add_tile<W>(y[m][j], w[m], c, by[m], x);
+            add_tiles<W>(y, j, w, c, by, x);
         }
     }
 }
@@ -210,13 +244,20 @@ template <class T> DEVICE void gemm_floats(CONSTANT gemm_args &a, place at, SHAR
     gemm<staged_floats<T>, staged_floats<lines_f32>>(a, at, shared);
 }
 
+KERNEL(gemm_f32, gemm_args) { gemm_floats<lines_f32>(a, at, shared); }
+KERNEL(gemm_f16, gemm_args) { gemm_floats<lines_f16>(a, at, shared); }
+KERNEL(gemm_bf16, gemm_args) { gemm_floats<lines_bf16>(a, at, shared); }
 KERNEL(gemm_q8_0, gemm_args) { gemm_blocks<lines_q8_0>(a, at, shared); }
-KERNEL(gemm_q4_0, gemm_args) { gemm_blocks<lines_q4_0>(a, at, shared); }
+KERNEL(gemm_q4_0, gemm_args) { gemm_blocks<lines_nibbles<nibbles_q4_0>>(a, at, shared); }
+KERNEL(gemm_q4_1, gemm_args) { gemm_blocks<lines_nibbles<nibbles_q4_1>>(a, at, shared); }
+KERNEL(gemm_q5_0, gemm_args) { gemm_blocks<lines_nibbles<nibbles_q5_0>>(a, at, shared); }
+KERNEL(gemm_q5_1, gemm_args) { gemm_blocks<lines_nibbles<nibbles_q5_1>>(a, at, shared); }
+KERNEL(gemm_iq4_nl, gemm_args) { gemm_blocks<lines_nibbles<nibbles_iq4_nl>>(a, at, shared); }
+KERNEL(gemm_q2_k, gemm_args) { gemm_blocks<lines_q2_k>(a, at, shared); }
+KERNEL(gemm_q3_k, gemm_args) { gemm_blocks<lines_q3_k>(a, at, shared); }
 KERNEL(gemm_q4_k, gemm_args) { gemm_blocks<lines_q4_k>(a, at, shared); }
 KERNEL(gemm_q5_k, gemm_args) { gemm_blocks<lines_q5_k>(a, at, shared); }
 KERNEL(gemm_q6_k, gemm_args) { gemm_blocks<lines_q6_k>(a, at, shared); }
-KERNEL(gemm_f16, gemm_args) { gemm_floats<lines_f16>(a, at, shared); }
-KERNEL(gemm_bf16, gemm_args) { gemm_floats<lines_bf16>(a, at, shared); }
-KERNEL(gemm_f32, gemm_args) { gemm_floats<lines_f32>(a, at, shared); }
+KERNEL(gemm_iq4_xs, gemm_args) { gemm_blocks<lines_iq4_xs>(a, at, shared); }
 
 #endif

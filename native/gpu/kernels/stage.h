@@ -16,7 +16,7 @@
 enum { LINES = 128, LINE_WORDS = 16, STAGE_THREADS = 256 };
 
 /* What the dots of a line's tile are multiplied with: a weight's scale, then its minimum or the
- * scale of the second 16; d and s of activations. */
+ * scale of the second 16, or both packed, of 16 with minima; d and s of activations. */
 struct factors {
     float first, second;
 };
@@ -28,10 +28,6 @@ struct stage {
     int words[LINES * TILE_STRIDE];
 };
 
-DEVICE uint word_by_2(GLOBAL const uchar *at) { return pair_at(at) | pair_at(at + 2) << 16; }
-
-DEVICE uint word_by_4(GLOBAL const uchar *at) { return *(GLOBAL const uint *)at; }
-
 /* ---- quantized weights -----------------------------------------------------------------
  * A struct a type: a row is made of blocks of `bytes` that hold `groups` groups of 32; a step of
  * a line is read from `words` words, 16 of one tile's quants each, or 8 that hold both tiles';
@@ -42,17 +38,6 @@ struct quants {
     uint low, high;
 };
 
-/* Of blocks that have only d, in front. */
-DEVICE int4 head_of_d(GLOBAL const uchar *block) {
-    int4 head = {(int)pair_at(block), 0, 0, 0};
-    return head;
-}
-
-DEVICE factors factors_of_d(int4 head) {
-    factors by = {low_half((uint)head.x), 0};
-    return by;
-}
-
 struct lines_q8_0 {
     enum { bytes = sizeof(block_q8_0), groups = 1, words = 16, run = 32, minima = 0 };
 
@@ -62,25 +47,117 @@ struct lines_q8_0 {
         return q;
     }
     DEVICE void unpack(quants q, int, int word, SHARED int *to) { to[word] = (int)q.low; }
-    DEVICE int4 head(GLOBAL const uchar *block, int) { return head_of_d(block); }
-    DEVICE factors scales(int4 head, int) { return factors_of_d(head); }
+    DEVICE int4 head(GLOBAL const uchar *block, int) {
+        int4 head = {(int)pair_at(block), 0, 0, 0};
+        return head;
+    }
+    DEVICE factors scales(int4 head, int) {
+        factors by = {low_half((uint)head.x), 0};
+        return by;
+    }
 };
 
-struct lines_q4_0 {
-    enum { bytes = sizeof(block_q4_0), groups = 1, words = 8, run = 32, minima = 0 };
+/* Of a type in nibbles. */
+template <class T> struct lines_nibbles {
+    enum { bytes = T::bytes, groups = 1, words = 8, run = 32, minima = T::minima };
 
     DEVICE int group(int step, int tile) { return 2 * step + tile; }
     DEVICE quants load(GLOBAL const uchar *block, int, int word) {
-        quants q = {word_by_2(block + 2 + word % 4 * 4), 0};
+        quants q = {word_by_2(block + T::quants + word % 4 * 4),
+                    T::fifth > 0 ? word_by_2(block + T::fifth) : 0};
         return q;
     }
     DEVICE void unpack(quants q, int, int word, SHARED int *to) {
+        uint fifth = q.high >> word % 4 * 4;
         to += word / 4 * 8 + word % 4;
-        to[0] = minus(q.low & 0x0f0f0f0fu, 0x08080808u);
-        to[4] = minus(q.low >> 4 & 0x0f0f0f0fu, 0x08080808u);
+        to[0] = T::values((q.low & 0x0f0f0f0fu) | fifth_bits(fifth));
+        to[4] = T::values((q.low >> 4 & 0x0f0f0f0fu) | fifth_bits(fifth >> 16));
     }
-    DEVICE int4 head(GLOBAL const uchar *block, int) { return head_of_d(block); }
-    DEVICE factors scales(int4 head, int) { return factors_of_d(head); }
+    DEVICE int4 head(GLOBAL const uchar *block, int) {
+        int4 head = {(int)pair_at(block), T::minima ? (int)pair_at(block + 2) : 0, 0, 0};
+        return head;
+    }
+    DEVICE factors scales(int4 head, int) {
+        factors by = {low_half((uint)head.x), T::minima ? -low_half((uint)head.y) : 0.0f};
+        return by;
+    }
+};
+
+/* Both groups of a step are in the same bytes, two bits of each. */
+DEVICE uint two_bits(uint quants, int step, int tile) {
+    return quants >> (step % 2 * 4 + tile * 2) & 0x03030303u;
+}
+
+struct lines_q2_k {
+    enum { bytes = sizeof(block_q2_K), groups = 8, words = 8, run = 16, minima = 1 };
+
+    DEVICE int group(int step, int tile) { return 2 * step + tile; }
+    DEVICE quants load(GLOBAL const uchar *block, int step, int word) {
+        quants q = {word_by_4(block + 16 + step % 4 / 2 * 32 + word * 4), 0};
+        return q;
+    }
+    DEVICE void unpack(quants q, int step, int word, SHARED int *to) {
+        to[word] = (int)two_bits(q.low, step, 0);
+        to[word + 8] = (int)two_bits(q.low, step, 1);
+    }
+    DEVICE int4 head(GLOBAL const uchar *block, int group) {
+        int4 head = {(int)word_by_4(block + 80), (int)pair_at(block + group % 8 * 2), 0, 0};
+        return head;
+    }
+    DEVICE factors scales(int4 head, int) { /* as they lie in the block */
+        factors by = {bits_to_float((uint)head.x), (float)head.y};
+        return by;
+    }
+};
+
+struct lines_q3_k {
+    enum { bytes = sizeof(block_q3_K), groups = 8, words = 8, run = 16, minima = 0 };
+
+    DEVICE int group(int step, int tile) { return 2 * step + tile; }
+    DEVICE quants load(GLOBAL const uchar *block, int step, int word) {
+        quants q = {word_by_2(block + 32 + step % 4 / 2 * 32 + word * 4),
+                    word_by_2(block + word * 4)};
+        return q;
+    }
+    DEVICE void unpack(quants q, int step, int word, SHARED int *to) {
+        uint high = q.high >> step % 4 * 2, by = 0x04040404u;
+        to[word] = minus(two_bits(q.low, step, 0) | (high & 0x01010101u) << 2, by);
+        to[word + 8] = minus(two_bits(q.low, step, 1) | (high >> 1 & 0x01010101u) << 2, by);
+    }
+    DEVICE int4 head(GLOBAL const uchar *block, int group) {
+        int j = group % 8 * 2; /* the scales j and j + 1 of 16: four bits, two more */
+        int4 head = {(int)pair_at(block + 108), (int)pair_at(block + 96 + j % 8) >> j / 8 * 4,
+                     (int)pair_at(block + 104 + j % 4) >> j / 4 * 2, 0};
+        return head;
+    }
+    DEVICE factors scales(int4 head, int) {
+        float d = low_half((uint)head.x);
+        factors by = {d * (float)(((head.y & 15) | (head.z & 3) << 4) - 32),
+                      d * (float)(((head.y >> 8 & 15) | (head.z >> 8 & 3) << 4) - 32)};
+        return by;
+    }
+};
+
+struct lines_iq4_xs {
+    enum { bytes = sizeof(block_iq4_xs), groups = 8, words = 8, run = 32, minima = 0 };
+
+    DEVICE int group(int step, int tile) { return 2 * step + tile; }
+    DEVICE quants load(GLOBAL const uchar *block, int step, int word) {
+        quants q = {word_by_4(block + 8 + step % 4 * 32 + word * 4), 0};
+        return q;
+    }
+    DEVICE void unpack(quants q, int step, int word, SHARED int *to) {
+        lines_nibbles<nibbles_iq4_nl>::unpack(q, step, word, to);
+    }
+    DEVICE int4 head(GLOBAL const uchar *block, int) {
+        int4 head = {(int)word_by_4(block), (int)word_by_4(block + 4), 0, 0};
+        return head;
+    }
+    DEVICE factors scales(int4 head, int group) {
+        int g = group % 8, low = head.y >> 4 * g & 15, high = head.x >> (16 + 2 * g) & 3;
+        factors by = {low_half((uint)head.x) * (float)((low | high << 4) - 32), 0};
+        return by;
+    }
 };
 
 DEVICE factors k4_scales(int4 head, int group) {

@@ -10,21 +10,27 @@ extern "C" {
 
 struct Kernel {
     uint32_t type;
-    kernel_id id;
     bool same;        /* the sums are in the order of the CPU's, to the bit */
     double tolerance; /* otherwise */
     std::vector<int> halves; /* where a block has its f16 */
 };
 
 static const Kernel kernels[] = {
-    {TYPE_Q8_0, KERNEL_gemm_q8_0, true, 0, {0}},
-    {TYPE_Q4_0, KERNEL_gemm_q4_0, true, 0, {0}},
-    {TYPE_Q4_K, KERNEL_gemm_q4_k, true, 0, {0, 2}},
-    {TYPE_Q5_K, KERNEL_gemm_q5_k, true, 0, {0, 2}},
-    {TYPE_Q6_K, KERNEL_gemm_q6_k, false, 1e-6, {208}},
-    {TYPE_F16, KERNEL_gemm_f16, false, 5e-4, {0}},
-    {TYPE_BF16, KERNEL_gemm_bf16, false, 5e-4, {}},
-    {TYPE_F32, KERNEL_gemm_f32, false, 5e-4, {}},
+    {TYPE_F32, false, 5e-4, {}},
+    {TYPE_F16, false, 5e-4, {0}},
+    {TYPE_BF16, false, 5e-4, {}},
+    {TYPE_Q8_0, true, 0, {0}},
+    {TYPE_Q4_0, true, 0, {0}},
+    {TYPE_Q4_1, true, 0, {0, 2}},
+    {TYPE_Q5_0, true, 0, {0}},
+    {TYPE_Q5_1, true, 0, {0, 2}},
+    {TYPE_IQ4_NL, true, 0, {0}},
+    {TYPE_Q2_K, true, 0, {80, 82}},
+    {TYPE_Q3_K, true, 0, {108}},
+    {TYPE_Q4_K, true, 0, {0, 2}},
+    {TYPE_Q5_K, true, 0, {0, 2}},
+    {TYPE_Q6_K, false, 1e-6, {208}},
+    {TYPE_IQ4_XS, true, 0, {0}},
 };
 
 /* Rows of random bits; floats are in [-1, 1) times a power of two for every 16. */
@@ -136,7 +142,7 @@ static void test_product(Random *r, const Kernel &k, int n_out, int n_columns) {
         args.n_out = n_out;
         args.n_columns = n_columns;
         args.add = add;
-        device.run(k.id, {(n_out + 127) / 128, (n_columns + 127) / 128, 1, 256, GEMM_SHARED}, args);
+        device.run(gemm_kernel(k.type), {(n_out + 127) / 128, (n_columns + 127) / 128, 1, 256, GEMM_SHARED}, args);
         if (seed) CHECK(same_bits(y.read(), first), "the order of threads shows");
         first = y.read();
         if (n_out * n_columns > 4000) break;
@@ -189,7 +195,7 @@ static void test_experts(Random *r, const Kernel &k, int n_out, int many, bool g
     args.act = act;
     args.n_in = n_in;
     args.n_out = n_out;
-    device.run(k.id, {(n_out + 63) / 64, 2, n_experts, 256, GEMM_SHARED}, args);
+    device.run(gemm_kernel(k.type), {(n_out + 63) / 64, 2, n_experts, 256, GEMM_SHARED}, args);
     compare(k, "experts", y.read(), wanted);
     if (gated)
         CHECK(same_bits(act.read(), Activations(y.read(), n_out).groups), "groups of experts");
