@@ -54,13 +54,14 @@ DEVICE void load_by_4(GLOBAL const uchar *at, LOCAL uint to[8]) {
     for (int i = 0; i < 8; i++) to[i] = word_by_4(at + 4 * i);
 }
 
+DEVICE void load_16(GLOBAL const uchar *at, LOCAL uint *to) {
+    int4 v = *(GLOBAL const int4 *)at;
+    to[0] = (uint)v.x, to[1] = (uint)v.y, to[2] = (uint)v.z, to[3] = (uint)v.w;
+}
+
 DEVICE void load_by_16(GLOBAL const uchar *at, LOCAL uint to[8]) {
-    UNROLL
-    for (int i = 0; i < 2; i++) {
-        int4 v = ((GLOBAL const int4 *)at)[i];
-        to[4 * i] = (uint)v.x, to[4 * i + 1] = (uint)v.y;
-        to[4 * i + 2] = (uint)v.z, to[4 * i + 3] = (uint)v.w;
-    }
+    load_16(at, to);
+    load_16(at + 16, to + 4);
 }
 
 /* 16 bytes of nibbles, the low ones first: bytes of 0 to 15. */

@@ -79,12 +79,10 @@ struct row_f32 {
     enum { bytes = 4 };
 
     DEVICE void read(GLOBAL const uchar *at, LOCAL float w[FLOATS]) {
+        uint words[8];
+        load_by_16(at, words);
         UNROLL
-        for (int i = 0; i < 2; i++) {
-            int4 v = ((GLOBAL const int4 *)at)[i];
-            w[4 * i] = bits_to_float((uint)v.x), w[4 * i + 1] = bits_to_float((uint)v.y);
-            w[4 * i + 2] = bits_to_float((uint)v.z), w[4 * i + 3] = bits_to_float((uint)v.w);
-        }
+        for (int i = 0; i < 8; i++) w[i] = bits_to_float(words[i]);
     }
 };
 
@@ -92,8 +90,8 @@ struct row_f16 {
     enum { bytes = 2 };
 
     DEVICE void read(GLOBAL const uchar *at, LOCAL float w[FLOATS]) {
-        int4 v = *(GLOBAL const int4 *)at;
-        uint words[4] = {(uint)v.x, (uint)v.y, (uint)v.z, (uint)v.w};
+        uint words[4];
+        load_16(at, words);
         UNROLL
         for (int i = 0; i < 4; i++) {
             w[2 * i] = low_half(words[i]);
@@ -106,8 +104,8 @@ struct row_bf16 {
     enum { bytes = 2 };
 
     DEVICE void read(GLOBAL const uchar *at, LOCAL float w[FLOATS]) {
-        int4 v = *(GLOBAL const int4 *)at;
-        uint words[4] = {(uint)v.x, (uint)v.y, (uint)v.z, (uint)v.w};
+        uint words[4];
+        load_16(at, words);
         UNROLL
         for (int i = 0; i < 4; i++) {
             w[2 * i] = bits_to_float(words[i] << 16);
