@@ -58,10 +58,12 @@ sanitize: $(BIN)/python
 
 kernels: $(BIN)/python
 	$(BIN)/cmake -S . -B build/plain -DQWEN3_PYTHON=OFF -DQWEN3_TESTS=ON
-	$(BIN)/cmake --build build/plain -j2 --target test_kernels test_gpu_forward test_gpu_sample
+	$(BIN)/cmake --build build/plain -j2 --target test_kernels test_gpu_forward test_gpu_sample \
+	  test_gpu_offload
 	build/plain/tests/native/test_kernels 10000
 	build/plain/tests/native/test_gpu_forward
 	build/plain/tests/native/test_gpu_sample 1000
+	build/plain/tests/native/test_gpu_offload
 
 cuda: $(BIN)/python
 	$(BIN)/python native/gpu/resources.py --check
