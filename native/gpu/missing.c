@@ -27,7 +27,6 @@ static int n_entries(const pass *p) { return p->n * p->c->n_experts_used; }
 
 void ask_for_missing(pass *p) {
     gpu_tier *t = p->m->tier;
-    if (t->stale && p->status == QWEN3_OK) p->status = tier_publish(t, p->err);
     wait_for(p, GPU_COPY, GPU_COMPUTE);
     if (many(p)) {
         tell(p, t->start, p->s->start, (size_t)(p->c->n_experts + 1) * sizeof *t->start);
@@ -104,7 +103,8 @@ static void compute(pass *p, int layer, cpu_part *cpu) {
 }
 
 /* The first of n missing experts are copied, as far as there are slots, and computed on the device
- * meanwhile; after an error they are as missing as before. */
+ * meanwhile. After an error they are as missing as before: what the device's table still has of
+ * them, or of who left, it computes in vain, until it is told of the next ones. */
 static void copy_or_compute(pass *p, int layer, const int32_t *missing, int n, int copies,
                             cpu_part *cpu) {
     gpu_tier *t = p->m->tier;
@@ -118,7 +118,6 @@ static void copy_or_compute(pass *p, int layer, const int32_t *missing, int n, i
     for (; n_copied < copies && p->status == QWEN3_OK; n_copied++) {
         int slot = slots_admit(&t->slots, layer, missing[n_copied]);
         if (slot < 0) break;
-        t->stale = true;
         copied[missing[n_copied]] = slot;
         copy_expert(p, layer, missing[n_copied], slot);
     }

@@ -110,10 +110,8 @@ qwen3_status tier_copy(gpu_tier *t, int layer, int expert, int slot, qwen3_error
 
 qwen3_status tier_publish(gpu_tier *t, qwen3_error *err) {
     size_t n = (size_t)(t->n_layers + 1) * (size_t)t->host->config.n_experts;
-    qwen3_status status = t->api->upload(t->device, GPU_COMPUTE, t->table, t->host_table,
-                                         n * sizeof *t->table, err);
-    t->stale = status != QWEN3_OK;
-    return status;
+    return t->api->upload(t->device, GPU_COMPUTE, t->table, t->host_table, n * sizeof *t->table,
+                          err);
 }
 
 /* ---- life ------------------------------------------------------------------------------ */

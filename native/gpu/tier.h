@@ -46,7 +46,6 @@ typedef struct {
     /* Rows of n_experts: each layer's slot_of, then those of groups that pass. */
     int32_t *table;      /* on the device */
     int32_t *host_table; /* what it is to become */
-    bool stale;          /* rows of layers differ */
     uint8_t *buffer[2];  /* an expert each: one is filled while a copy runs from the other */
     int filled;
     /* What a layer tells the host, and what that answers. */

@@ -26,7 +26,7 @@ static gpu *device;
 static qwen3_status failed; /* until the next sync */
 static qwen3_error why;
 static uint64_t state = 1;
-static int fails;
+static int fails, copy_fails;
 
 void gpu_streamed_seed(uint64_t seed) {
     state = seed;
@@ -34,6 +34,8 @@ void gpu_streamed_seed(uint64_t seed) {
 }
 
 void gpu_streamed_fail(int n) { fails = n; }
+
+void gpu_streamed_fail_copy(int n) { copy_fails = n; }
 
 static int below(int n) {
     state = state * 6364136223846793005u + 1442695040888963407u;
@@ -81,7 +83,7 @@ static qwen3_status sync(gpu *g, int stream, qwen3_error *err) {
 static qwen3_status copy(gpu *g, int stream, void *to, const void *from, size_t n,
                          qwen3_error *err) {
     (void)g;
-    (void)err;
+    if (copy_fails > 0 && --copy_fails == 0) return fail(err, QWEN3_ERR_IO, "a copy fails");
     *queue(stream) = (operation){.kind = COPY, .to = to, .from = from, .n = n};
     return QWEN3_OK;
 }

@@ -12,5 +12,7 @@ void gpu_streamed_seed(uint64_t seed);
 
 /* From now on the n-th allocation fails, 1 the next, and then all of them; 0: none. */
 void gpu_streamed_fail(int n);
+/* The n-th copy from now on fails, 1 the next. */
+void gpu_streamed_fail_copy(int n);
 
 #endif

@@ -315,6 +315,24 @@ static void test_no_memory(void) {
     close_all(&m);
 }
 
+/* Wherever in a step, between two copies, too: what was copied and what was to leave for it. */
+static void test_failed_copies(void) {
+    machine m;
+    tiers t = {least(), 1, false, NULL};
+    open_all(&m, &t);
+    for (int n = 4; n < 9; n++) {
+        float logits[3][VOCAB];
+        qwen3_error err = {0};
+        gpu_streamed_fail_copy(n);
+        m.n = PROMPT;
+        CHECK(extend(&m, 1, logits[0], &err) == QWEN3_ERR_IO, "copy %d: %s", n, err.text);
+        m.n = 0;
+        for (int i = 0; i < 3; i++) must_extend(&m, steps[i], logits[i]);
+        CHECK(divergence(reference, logits, 3) <= 1e-4, "behind failed copy %d", n);
+    }
+    close_all(&m);
+}
+
 /* ---- a file that ends ---------------------------------------------------------------------- */
 
 static char copied[64];
@@ -372,6 +390,7 @@ int main(int argc, char **argv) {
     make_routes();
     test_budgets();
     if (!few) test_stay();
+    if (!few) test_failed_copies();
     test_forced();
     test_too_small();
     test_no_memory();
