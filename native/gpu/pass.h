@@ -1,4 +1,4 @@
-/* pass.h - a forward pass as it is queued: what forward.c, products.c and mixture.c share. */
+/* pass.h - a forward pass as it is queued: what the files of the pass share. */
 #ifndef QWEN3_GPU_PASS_H
 #define QWEN3_GPU_PASS_H
 
