@@ -66,14 +66,13 @@ typedef struct {
     int n, n_experts, n_used;
 } group_args;
 
-/* Where n experts have their matrices. Slot s has them from slots + s * slot_bytes on, matrix p at
- * offset[p]. */
+/* Where n experts have their matrices: matrix p of slot s from part[p] + s * stride[p] on. */
 typedef struct {
     GLOBAL const int *experts; /* [n], in any order and more than once; < 0: none */
     GLOBAL const int *slot_of; /* [experts of the layer]; -1: in none */
-    GLOBAL const unsigned char *slots;
+    GLOBAL const unsigned char *part[PARTS_MOST];
     GLOBAL const unsigned char *GLOBAL *matrices; /* [n_parts][n]; NULL: in no slot */
-    size_t slot_bytes, offset[PARTS_MOST];
+    size_t stride[PARTS_MOST];
     int n, n_parts;
 } locate_args;
 

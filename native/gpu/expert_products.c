@@ -47,10 +47,12 @@ void gpu_experts(pass *p, int index, const int32_t *slot_of) {
     const gpu_bank *bank = &p->m->banks[index];
     int entries = p->n * p->c->n_experts_used, n = many(p) ? p->c->n_experts : entries;
     locate_args locate = {.experts = many(p) ? p->m->every_expert : p->experts,
-                          .slot_of = slot_of, .slots = bank->slots,
-                          .matrices = (const uint8_t **)p->s->matrices,
-                          .slot_bytes = bank->slot_bytes, .n = n, .n_parts = N_PARTS};
-    for (int part = 0; part < N_PARTS; part++) locate.offset[part] = bank->offset[part];
+                          .slot_of = slot_of, .matrices = (const uint8_t **)p->s->matrices,
+                          .n = n, .n_parts = N_PARTS};
+    for (int part = 0; part < N_PARTS; part++) {
+        locate.part[part] = bank->part[part];
+        locate.stride[part] = bank->stride[part];
+    }
     LAUNCH(p, locate_experts, ((gpu_grid){blocks(n, THREADS), 1, 1, THREADS, 0}), locate);
     if (many(p)) many_experts(p, l);
     else few_experts(p, l, entries);

@@ -71,25 +71,39 @@ static float *copy_floats(uploader *u, const float *x, int n) {
     return copy(u, x, (size_t)n * sizeof *x);
 }
 
+/* In place: each of the three lies in one piece, expert behind expert. */
+static bool map_experts(uploader *u, gpu_bank *bank, const weight *const w[N_PARTS],
+                        size_t n_experts) {
+    if (u->m->host->offload.experts) return false; /* the mapping is not where they are */
+    for (int p = 0; p < N_PARTS; p++) {
+        bank->stride[p] = matrix_bytes(w[p]);
+        if (bank->stride[p] % ALIGNMENT) return false;
+        bank->part[p] = map(u, w[p]->data, n_experts * bank->stride[p]);
+        if (!bank->part[p]) return false; /* what was mapped is let go with the model */
+    }
+    return true;
+}
+
 /* All of a layer. */
 static gpu_bank copy_experts(uploader *u, int index, int n_experts) {
     const qwen3_model *host = u->m->host;
     const layer *l = &host->layers[index];
-    const weight *w[N_PARTS] = {&l->gate, &l->up, &l->down};
+    const weight *const w[N_PARTS] = {&l->gate, &l->up, &l->down};
     expert_store *store = host->offload.experts;
     gpu_bank bank = bank_of(l);
-    bank.slots = take(u, (size_t)n_experts * bank.slot_bytes);
     bank.slot_of = u->m->every_expert;
     u->m->stats.n_slots += (uint64_t)n_experts;
-    u->m->stats.expert_bytes += (uint64_t)n_experts * bank.slot_bytes;
+    u->m->stats.expert_bytes += (uint64_t)n_experts * bank.bytes;
+    if (map_experts(u, &bank, w, (size_t)n_experts)) return bank;
+    uint8_t *slots = take(u, (size_t)n_experts * bank.bytes);
+    if (slots) bank_lies_in(&bank, slots, bank.bytes);
     for (int32_t e = 0; e < n_experts && u->status == QWEN3_OK; e++) {
         const uint8_t *part[N_PARTS];
         int32_t next = e + 1;
         if (store) experts_want(store, index, &e, 1, &next, next < n_experts, true);
         u->status = find_expert(host, index, e, part, u->err);
         for (int p = 0; p < N_PARTS; p++)
-            put(u, bank.slots + (size_t)e * bank.slot_bytes + bank.offset[p], part[p],
-                matrix_bytes(w[p]));
+            put(u, slots + (size_t)e * bank.bytes + bank.offset[p], part[p], matrix_bytes(w[p]));
         if (store && u->status == QWEN3_OK) /* before another takes its place */
             u->status = u->m->api->sync(u->m->device, GPU_COPY, u->err);
     }

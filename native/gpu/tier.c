@@ -24,8 +24,14 @@ gpu_bank bank_of(const layer *l) {
         bank.offset[part] = bank.bytes;
         bank.bytes += aligned(matrix_bytes(part_of(l, part)));
     }
-    bank.slot_bytes = bank.bytes;
     return bank;
+}
+
+void bank_lies_in(gpu_bank *bank, const uint8_t *slots, size_t slot_bytes) {
+    for (int part = 0; part < N_PARTS; part++) {
+        bank->part[part] = slots + bank->offset[part];
+        bank->stride[part] = slot_bytes;
+    }
 }
 
 bool tier_is_needed(const qwen3_model *m, int n_layers, uint64_t expert_bytes) {
@@ -201,9 +207,8 @@ gpu_tier *tier_open(const gpu_api *api, gpu *device, const qwen3_model *m, gpu_b
     t->group = group_of(m, n_slots);
     qwen3_status status = check(t, expert_bytes, err);
     if (status == QWEN3_OK) status = allocate(t, n_slots, err);
-    for (int i = 0; i < n_layers; i++) {
-        banks[i].slots = t->memory;
-        banks[i].slot_bytes = t->slot_bytes;
+    for (int i = 0; i < n_layers && status == QWEN3_OK; i++) {
+        bank_lies_in(&banks[i], t->memory, t->slot_bytes);
         banks[i].slot_of = t->table + (size_t)i * n_experts;
     }
     if (status == QWEN3_OK) status = fill(t, err);

@@ -14,17 +14,19 @@
 enum { PART_GATE, PART_UP, PART_DOWN, N_PARTS };
 enum { FEW_COLUMNS = 8 }; /* up to so many tokens are multiplied as vectors */
 
-/* Where a layer has its experts: that of slot s from slots + s * slot_bytes on, with the matrices
- * gate, up and down at these offsets. */
+/* Where a layer has its experts: matrix p of slot s from part[p] + s * stride[p] on. In slots of the
+ * device's own an expert is one piece, with the matrices at these offsets. */
 typedef struct {
-    uint8_t *slots;
-    size_t slot_bytes, offset[N_PARTS];
-    size_t bytes;           /* of an expert */
+    const uint8_t *part[N_PARTS];
+    size_t stride[N_PARTS], offset[N_PARTS];
+    size_t bytes;           /* of such a piece */
     const int32_t *slot_of; /* [n_experts], on the device as the slots are */
 } gpu_bank;
 
-/* The sizes of a layer's bank, with slots that are no larger than its experts. */
+/* The sizes of a layer's bank, which is nowhere yet. */
 gpu_bank bank_of(const layer *);
+/* Slots of slot_bytes from here on. */
+void bank_lies_in(gpu_bank *, const uint8_t *slots, size_t slot_bytes);
 
 /* Where a layer of the host has an expert's matrices: in its store, which reads it and says why it
  * could not, or in the file's mapping. */

@@ -100,7 +100,7 @@ KERNEL(locate_experts, locate_args) {
     int expert = a.experts[i], slot = expert < 0 ? -1 : a.slot_of[expert];
     for (int part = 0; part < a.n_parts; part++)
         a.matrices[(size_t)part * (size_t)a.n + (size_t)i] =
-            slot < 0 ? 0 : a.slots + (size_t)slot * a.slot_bytes + a.offset[part];
+            slot < 0 ? 0 : a.part[part] + (size_t)slot * a.stride[part];
 }
 
 #endif

@@ -127,12 +127,13 @@ static void test_slots(Random *r) {
     Array<int> dexperts(device, experts), dslot_of(device, slot_of);
     Array<unsigned char> slots(device, (size_t)n_experts * 10);
     Array<const unsigned char *> matrices(device, (size_t)(n_parts * n));
-    locate_args args = {dexperts, dslot_of, slots, matrices, 10, {0, 3, 7}, n, n_parts};
+    locate_args args = {dexperts, dslot_of, {slots, slots + 3, slots + 7}, matrices, {10, 7, 3},
+                        n, n_parts};
     device.run(KERNEL_locate_experts, {(n + threads - 1) / threads, 1, 1, threads, 0}, args);
     for (int i = 0; i < n_parts * n; i++) {
         int expert = experts[(size_t)(i % n)], slot = expert < 0 ? -1 : slot_of[(size_t)expert];
         const unsigned char *matrix =
-            slot < 0 ? nullptr : slots + slot * 10 + args.offset[i / n];
+            slot < 0 ? nullptr : args.part[i / n] + (size_t)slot * args.stride[i / n];
         CHECK(matrices[i] == matrix, "matrix %d of %d entries", i, n);
     }
 }
