@@ -1,12 +1,14 @@
 /* streams.c - see streams.h. */
 #include "streams.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
 
 typedef struct {
+    gpu *device;
     enum { COPY, LAUNCH, WAIT } kind;
     void *to;
     const void *from;
@@ -22,7 +24,14 @@ static struct {
     int n, done;
 } streams[GPU_STREAMS];
 
-static gpu *device;
+struct gpu_graph {
+    operation *launches;
+    int n;
+};
+
+static gpu_graph *records; /* what is launched now, */
+static int recorded;       /* on this stream */
+static bool late;          /* nothing runs before it must */
 static qwen3_status failed; /* until the next sync */
 static qwen3_error why;
 static uint64_t state = 1;
@@ -30,6 +39,7 @@ static int fails, copy_fails;
 
 void gpu_streamed_seed(uint64_t seed) {
     state = seed;
+    late = seed % 2;
     gpu_emulated_seed(seed);
 }
 
@@ -48,8 +58,8 @@ static void run_one(int stream) {
     switch (o->kind) {
     case COPY: memcpy(o->to, o->from, o->n); break;
     case LAUNCH:
-        status = gpu_emulated.launch(device, stream, o->id, o->grid, o->args, o->n, &why);
-        if (status == QWEN3_OK) status = gpu_emulated.sync(device, stream, &why);
+        status = gpu_emulated.launch(o->device, stream, o->id, o->grid, o->args, o->n, &why);
+        if (status == QWEN3_OK) status = gpu_emulated.sync(o->device, stream, &why);
         break;
     case WAIT:
         while (streams[o->other].done < o->until) run_one(o->other);
@@ -59,16 +69,20 @@ static void run_one(int stream) {
 
 /* Some of what may run. */
 static void run_some(void) {
+    if (late) return;
     int stream = below(GPU_STREAMS);
     for (int n = below(3); n > 0 && streams[stream].done < streams[stream].n; n--) run_one(stream);
 }
 
-static operation *queue(int stream) {
+static void append(operation **to, int *n, const operation *o) {
+    *to = realloc(*to, (size_t)(*n + 1) * sizeof *o);
+    if (!*to) abort();
+    (*to)[(*n)++] = *o;
+}
+
+static void queue(int stream, const operation *o) {
     run_some();
-    int n = streams[stream].n++;
-    streams[stream].queue = realloc(streams[stream].queue, (size_t)(n + 1) * sizeof(operation));
-    if (!streams[stream].queue) abort();
-    return &streams[stream].queue[n];
+    append(&streams[stream].queue, &streams[stream].n, o);
 }
 
 static qwen3_status sync(gpu *g, int stream, qwen3_error *err) {
@@ -80,29 +94,34 @@ static qwen3_status sync(gpu *g, int stream, qwen3_error *err) {
     return status == QWEN3_OK ? QWEN3_OK : fail(err, status, "%s", why.text);
 }
 
-static qwen3_status copy(gpu *g, int stream, void *to, const void *from, size_t n,
-                         qwen3_error *err) {
-    (void)g;
+static qwen3_status upload(gpu *g, int stream, void *to, const void *from, size_t n,
+                           qwen3_error *err) {
     if (copy_fails > 0 && --copy_fails == 0) return fail(err, QWEN3_ERR_IO, "a copy fails");
-    *queue(stream) = (operation){.kind = COPY, .to = to, .from = from, .n = n};
+    queue(stream, &(operation){.device = g, .kind = COPY, .to = to, .from = from, .n = n});
     return QWEN3_OK;
+}
+
+/* Until then the host reads garbage. */
+static qwen3_status download(gpu *g, int stream, void *to, const void *from, size_t n,
+                             qwen3_error *err) {
+    memset(to, 0x7f, n);
+    return upload(g, stream, to, from, n, err);
 }
 
 static qwen3_status launch(gpu *g, int stream, kernel_id id, gpu_grid grid, const void *args,
                            size_t n, qwen3_error *err) {
-    (void)g;
-    operation o = {.kind = LAUNCH, .n = n, .id = id, .grid = grid};
+    operation o = {.device = g, .kind = LAUNCH, .n = n, .id = id, .grid = grid};
     if (n > sizeof o.args) return fail(err, QWEN3_ERR_ARG, "arguments of %zu bytes", n);
     memcpy(o.args, args, n);
-    *queue(stream) = o;
+    if (records && stream == recorded) append(&records->launches, &records->n, &o);
+    else queue(stream, &o);
     return QWEN3_OK;
 }
 
 static qwen3_status wait(gpu *g, int stream, int other, qwen3_error *err) {
-    (void)g;
     (void)err;
-    operation o = {.kind = WAIT, .other = other, .until = streams[other].n};
-    *queue(stream) = o;
+    operation o = {.device = g, .kind = WAIT, .other = other, .until = streams[other].n};
+    queue(stream, &o);
     return QWEN3_OK;
 }
 
@@ -120,9 +139,11 @@ static void release(gpu *g, void *at) {
     gpu_emulated.release(g, at);
 }
 
-static gpu *open(int index, qwen3_error *err) { return device = gpu_emulated.open(index, err); }
+static gpu *open(int index, qwen3_error *err) { return gpu_emulated.open(index, err); }
 
 static void close(gpu *g) {
+    qwen3_error err;
+    for (int i = 0; i < GPU_STREAMS; i++) (void)sync(g, i, &err);
     for (int i = 0; i < GPU_STREAMS; i++) {
         free(streams[i].queue);
         streams[i].queue = NULL;
@@ -149,16 +170,41 @@ static void unmap(gpu *g, void *at) {
     (void)at;
 }
 
-/* Nothing is recorded. */
 static qwen3_status capture_begin(gpu *g, int stream, qwen3_error *err) {
     (void)g;
+    if (records) return fail(err, QWEN3_ERR_ARG, "launches are recorded already");
+    records = calloc(1, sizeof *records);
+    if (!records) abort();
+    recorded = stream;
+    return QWEN3_OK;
+}
+
+static gpu_graph *capture_end(gpu *g, int stream, qwen3_error *err) {
+    (void)g;
     (void)stream;
-    return fail(err, QWEN3_ERR_UNSUPPORTED, "no graphs");
+    (void)err;
+    gpu_graph *graph = records;
+    records = NULL;
+    return graph;
+}
+
+static qwen3_status replay(gpu *g, int stream, gpu_graph *graph, qwen3_error *err) {
+    (void)g;
+    (void)err;
+    for (int i = 0; i < graph->n; i++) queue(stream, &graph->launches[i]);
+    return QWEN3_OK;
+}
+
+static void release_graph(gpu *g, gpu_graph *graph) {
+    (void)g;
+    free(graph->launches);
+    free(graph);
 }
 
 const gpu_api gpu_streamed = {
     .version = GPU_API_VERSION, .name = "streamed", .count = count, .open = open, .close = close,
     .describe = describe, .alloc = allocate, .release = release, .alloc_pinned = allocate,
-    .release_pinned = release, .map = map, .unmap = unmap, .upload = copy, .download = copy,
+    .release_pinned = release, .map = map, .unmap = unmap, .upload = upload, .download = download,
     .launch = launch, .wait = wait, .sync = sync, .capture_begin = capture_begin,
+    .capture_end = capture_end, .replay = replay, .release_graph = release_graph,
 };

@@ -6,7 +6,8 @@
 
 /* What is queued runs some time before a sync says that it has, in an order drawn from the seed of
  * those that the waits between streams allow: host memory that is changed too early, and a wait
- * that is missing, show. One device at a time. */
+ * that is missing, show; with an odd seed nothing runs before it must. What is downloaded is garbage
+ * until then. All devices share the two streams. */
 extern const gpu_api gpu_streamed;
 void gpu_streamed_seed(uint64_t seed);
 

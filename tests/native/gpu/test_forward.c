@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "gpu/emulated.h"
+#include "streams.h"
 #include "gpu/sequence.h"
 #include "gpu/use.h"
 
@@ -20,7 +20,7 @@ static void run(const char *path, const qwen3_gpu_share *share, qwen3_kv_type kv
     qwen3_error err = {0};
     qwen3_model *m = qwen3_model_open(path, 1, 0, &err);
     CHECK(m, "%s", err.text);
-    if (share) CHECK(!model_use_device(m, &gpu_emulated, share, &err), "%s", err.text);
+    if (share) CHECK(!model_use_device(m, &gpu_streamed, share, &err), "%s", err.text);
     qwen3_session *s = qwen3_session_new(m, MOST, kv, &err);
     CHECK(s, "%s", err.text);
     int n[] = {prompt, 1, TOGETHER};
@@ -40,7 +40,7 @@ static void test_model(const char *path, int n_layers, qwen3_kv_type kv) {
     float *wanted = malloc((size_t)n * N_VOCAB * sizeof *wanted);
     float *got = malloc((size_t)n * N_VOCAB * sizeof *got);
     if (!wanted || !got) abort();
-    gpu_emulated_seed(7);
+    gpu_streamed_seed(1);
     run(path, NULL, kv, ids, wanted);
     run(path, &(qwen3_gpu_share){.n_layers = n_layers}, kv, ids, got);
     compare_logits(path, wanted, got, n, N_VOCAB, 1e-4);

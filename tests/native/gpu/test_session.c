@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "compare.h"
-#include "gpu/emulated.h"
+#include "streams.h"
 #include "gpu/use.h"
 #include "probe.h"
 #include "importance.h"
@@ -39,31 +39,32 @@ static bool fails(int call, qwen3_error *e) {
 }
 
 static void *alloc(gpu *g, size_t n, qwen3_error *e) {
-    void *at = fails(ALLOC, e) ? NULL : gpu_emulated.alloc(g, n, e);
+    void *at = fails(ALLOC, e) ? NULL : gpu_streamed.alloc(g, n, e);
     device.held += at != NULL;
     return at;
 }
 
 static void release(gpu *g, void *at) {
     device.held--;
-    gpu_emulated.release(g, at);
+    gpu_streamed.release(g, at);
 }
 
 static qwen3_status upload(gpu *g, int stream, void *to, const void *from, size_t n,
                            qwen3_error *e) {
     if (device.cancel) qwen3_session_cancel(device.cancel);
     device.cancel = NULL;
-    return fails(UPLOAD, e) ? QWEN3_ERR_IO : gpu_emulated.upload(g, stream, to, from, n, e);
+    return fails(UPLOAD, e) ? QWEN3_ERR_IO : gpu_streamed.upload(g, stream, to, from, n, e);
 }
 
 static qwen3_status launch(gpu *g, int stream, kernel_id id, gpu_grid grid, const void *args,
                            size_t n, qwen3_error *e) {
     return fails(LAUNCH, e) ? QWEN3_ERR_IO
-                            : gpu_emulated.launch(g, stream, id, grid, args, n, e);
+                            : gpu_streamed.launch(g, stream, id, grid, args, n, e);
 }
 
 static qwen3_status sync_stream(gpu *g, int stream, qwen3_error *e) {
-    return fails(SYNC, e) ? QWEN3_ERR_IO : gpu_emulated.sync(g, stream, e);
+    qwen3_status status = gpu_streamed.sync(g, stream, e); /* what fails is over, too */
+    return fails(SYNC, e) ? QWEN3_ERR_IO : status;
 }
 
 static void *map_nothing(gpu *g, const void *at, size_t n) {
@@ -72,7 +73,7 @@ static void *map_nothing(gpu *g, const void *at, size_t n) {
 }
 
 static gpu_api failing(void) {
-    gpu_api api = gpu_emulated;
+    gpu_api api = gpu_streamed;
     api.alloc = api.alloc_pinned = alloc;
     api.release = api.release_pinned = release;
     api.upload = upload;
@@ -129,7 +130,7 @@ static void as_the_cpu(const char *what, const char *file, const qwen3_session *
 /* ---- tests --------------------------------------------------------------------------------- */
 
 static void test_tokens(const char *file, int n_layers, qwen3_kv_type kv) {
-    qwen3_model *m = open_model(file, &gpu_emulated, n_layers), *host = open_model(file, NULL, 0);
+    qwen3_model *m = open_model(file, &gpu_streamed, n_layers), *host = open_model(file, NULL, 0);
     qwen3_session *s = new_session(m, N_CTX, kv), *wanted = new_session(host, N_CTX, kv);
     CHECK(qwen3_session_kv_bytes(s) == qwen3_session_kv_bytes(wanted), "the caches differ");
     CHECK(s->kv.bytes == qwen3_session_kv_bytes(wanted) / N_LAYERS * (size_t)(N_LAYERS - n_layers),
@@ -160,10 +161,10 @@ static void test_tokens(const char *file, int n_layers, qwen3_kv_type kv) {
 }
 
 static void test_replay(const char *file, int n_layers) {
-    gpu_api plain = gpu_emulated;
+    gpu_api plain = gpu_streamed;
     plain.capture_begin = NULL;
     plain.map = map_nothing;
-    qwen3_model *m = open_model(file, &gpu_emulated, n_layers);
+    qwen3_model *m = open_model(file, &gpu_streamed, n_layers);
     qwen3_model *launches = open_model(file, &plain, n_layers);
     qwen3_session *s = new_session(m, N_CTX, QWEN3_KV_F16);
     qwen3_session *same = new_session(launches, N_CTX, QWEN3_KV_F16);
@@ -182,7 +183,7 @@ static void test_replay(const char *file, int n_layers) {
 }
 
 static void test_snapshots(int n_layers, qwen3_kv_type kv) {
-    qwen3_model *m = open_model(dense, &gpu_emulated, n_layers);
+    qwen3_model *m = open_model(dense, &gpu_streamed, n_layers);
     qwen3_session *s = new_session(m, N_CTX, kv), *small = new_session(m, 40, kv);
     float before[N_VOCAB], after[N_VOCAB];
     for (int start = 0; start < N; start += 20) {
@@ -219,14 +220,14 @@ static size_t read_file(const char *name, uint8_t *to, size_t most) {
 static void test_files(qwen3_kv_type kv) {
     static uint8_t first[1 << 18], later[1 << 18];
     for (int from = 0; from <= 2; from += 2) {
-        qwen3_model *m = open_model(dense, &gpu_emulated, from);
+        qwen3_model *m = open_model(dense, &gpu_streamed, from);
         qwen3_session *s = new_session(m, N_CTX, kv);
         sync_to(s, 1, N);
         WORKS(qwen3_session_save(s, path[0], &err));
         size_t n = read_file(path[0], first, sizeof first);
         extend(s, 5);
         for (int to = 0; to <= N_LAYERS; to += N_LAYERS) {
-            qwen3_model *other = open_model(dense, &gpu_emulated, to);
+            qwen3_model *other = open_model(dense, &gpu_streamed, to);
             qwen3_session *loaded = new_session(other, 40, kv);
             sync_to(loaded, 2, 12);
             WORKS(qwen3_session_load(loaded, path[0], &err));
@@ -248,7 +249,7 @@ static void test_files(qwen3_kv_type kv) {
 static void test_together(const char *file, int n_layers, bool mixed) {
     enum { MANY = 3 };
     static const int n_ctx[MANY] = {30, N_CTX, 200}, prompt[MANY] = {1, 3};
-    qwen3_model *m = open_model(file, &gpu_emulated, n_layers);
+    qwen3_model *m = open_model(file, &gpu_streamed, n_layers);
     qwen3_session *all[MANY], *alone[MANY];
     for (int i = 0; i < MANY; i++) {
         qwen3_kv_type kv = mixed && i ? QWEN3_KV_Q8 : QWEN3_KV_F16;
@@ -297,17 +298,17 @@ static void test_cancel(int n_layers) {
 static void test_refusals(void) {
     qwen3_model *m = open_model(dense, NULL, 0);
     qwen3_gpu_share share = {.n_layers = N_LAYERS + 1};
-    CHECK(model_use_device(m, &gpu_emulated, &share, &err) == QWEN3_ERR_ARG &&
+    CHECK(model_use_device(m, &gpu_streamed, &share, &err) == QWEN3_ERR_ARG &&
           strstr(err.text, "1 to 3"), "%s", err.text);
     share = (qwen3_gpu_share){.device = 3, .n_layers = 1};
-    CHECK(model_use_device(m, &gpu_emulated, &share, &err) == QWEN3_ERR_ARG, "another device");
+    CHECK(model_use_device(m, &gpu_streamed, &share, &err) == QWEN3_ERR_ARG, "another device");
     share.device = 0;
     qwen3_session *s = new_session(m, 8, QWEN3_KV_F32);
-    CHECK(model_use_device(m, &gpu_emulated, &share, &err) == QWEN3_ERR_ARG &&
+    CHECK(model_use_device(m, &gpu_streamed, &share, &err) == QWEN3_ERR_ARG &&
           strstr(err.text, "sessions"), "%s", err.text);
     qwen3_session_free(s);
-    WORKS(model_use_device(m, &gpu_emulated, &share, &err));
-    CHECK(model_use_device(m, &gpu_emulated, &share, &err) == QWEN3_ERR_ARG, "twice");
+    WORKS(model_use_device(m, &gpu_streamed, &share, &err));
+    CHECK(model_use_device(m, &gpu_streamed, &share, &err) == QWEN3_ERR_ARG, "twice");
     CHECK(!qwen3_session_new(m, 8, QWEN3_KV_F32, &err) && err.status == QWEN3_ERR_ARG &&
           strstr(err.text, "f16 or q8"), "%s", err.text);
     s = new_session(m, 8, QWEN3_KV_F16);
@@ -320,7 +321,7 @@ static void test_refusals(void) {
 }
 
 static void test_fill(int n_layers) {
-    qwen3_model *m = open_model(dense, &gpu_emulated, n_layers);
+    qwen3_model *m = open_model(dense, &gpu_streamed, n_layers);
     qwen3_session *s = new_session(m, N_CTX, QWEN3_KV_Q8);
     WORKS(qwen3_session_fill(s, 40, &err));
     extend(s, 3);
@@ -391,7 +392,8 @@ static void test_failures(int n_layers) {
     qwen3_model_close(m);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    gpu_streamed_seed(argc > 1 ? strtoull(argv[1], NULL, 10) : 1);
     if (!mkdtemp(folder)) return 2;
     for (int i = 0; i < 2; i++) snprintf(path[i], sizeof path[i], "%s/%d", folder, i);
     test_tokens(dense, 1, QWEN3_KV_F16);
