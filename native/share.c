@@ -57,12 +57,24 @@ static qwen3_status side_by_side(workspace *ws, const sequence *to, int n, const
     return status;
 }
 
+/* The store is one thread's at a time: not while another thread's pass on the device, which may
+ * take experts from it, has its turn. */
+static qwen3_status on_host(workspace *ws, sequence *to, int n_sequences, const int32_t *ids,
+                            int n, qwen3_error *err) {
+    resident_model *there = ws->model->gpu;
+    bool shared = there->tier && ws->model->offload.experts;
+    if (shared) pthread_mutex_lock(&there->turn);
+    qwen3_status status = graph_forward(ws, to, n_sequences, ids, n, 0, err);
+    if (shared) pthread_mutex_unlock(&there->turn);
+    return status;
+}
+
 qwen3_status forward(workspace *ws, sequence *to, int n_sequences, const int32_t *ids, int n,
                      int n_logits, qwen3_error *err) {
     const qwen3_model *m = ws->model;
     if (!m->gpu) return graph_forward(ws, to, n_sequences, ids, n, n_logits, err);
     qwen3_status status = QWEN3_OK;
-    if (m->n_host_layers) status = graph_forward(ws, to, n_sequences, ids, n, 0, err);
+    if (m->n_host_layers) status = on_host(ws, to, n_sequences, ids, n, err);
     else if (take_cancels(to, n_sequences)) status = QWEN3_ERR_CANCELLED;
     if (status != QWEN3_OK) return status;
     status = n_sequences > 1 ? side_by_side(ws, to, n_sequences, ids, n_logits, err)

@@ -1,15 +1,19 @@
 /* forced.c - experts that are given, and not the router's choice. */
 #include <string.h>
 
+#include "error.h"
 #include "part.h"
 #include "pass.h"
 
 static void allocate(pass *p, size_t bytes) {
     gpu_sequence *s = p->s;
     const gpu_api *api = p->m->api;
-    if (!s->forced.experts) s->forced.experts = api->alloc(p->m->device, bytes, p->err);
-    if (!s->forced.host) s->forced.host = api->alloc_pinned(p->m->device, bytes, p->err);
-    if (!s->forced.experts || !s->forced.host) p->status = p->err->status;
+    qwen3_error why;
+    if (!s->forced.experts) s->forced.experts = api->alloc(p->m->device, bytes, &why);
+    if (s->forced.experts && !s->forced.host)
+        s->forced.host = api->alloc_pinned(p->m->device, bytes, &why);
+    if (!s->forced.experts || !s->forced.host)
+        p->status = fail(p->err, why.status, "%s", why.text);
 }
 
 /* Of all layers at once, experts and weights behind each other. */

@@ -165,6 +165,7 @@ qwen3_status gpu_forward(gpu_sequence *s, const gpu_tokens *t, int n_logits, flo
     else upload(&p, s->x, t->x, n * n_embd * sizeof *t->x);
     queue(&p, n_logits, logits);
     sync(&p);
+    if (m->tier && p.status != QWEN3_OK) tier_settle(m->tier);
     pthread_mutex_unlock(&m->turn);
     return p.status;
 }

@@ -120,6 +120,12 @@ qwen3_status tier_publish(gpu_tier *t, qwen3_error *err) {
                           err);
 }
 
+void tier_settle(gpu_tier *t) {
+    qwen3_error why; /* it is told already */
+    (void)t->api->sync(t->device, GPU_COPY, &why);
+    t->stale = true;
+}
+
 /* ---- life ------------------------------------------------------------------------------ */
 
 /* Hands out 256-aligned parts of the pinned memory; a first pass with no base only adds up. */
