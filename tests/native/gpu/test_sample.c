@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "compare.h"
-#include "gpu/emulated.h"
+#include "streams.h"
 #include "gpu/use.h"
 #include "probe.h"
 #include "session.h"
@@ -23,7 +23,7 @@ static float uniform(void) { return (float)(bits() >> 7) * 0x1p-24f; }
 static qwen3_session *new_session(int n_layers) {
     qwen3_model *m = qwen3_model_open("tests/data/tiny-gpu.gguf", 1, 0, &err);
     qwen3_gpu_share share = {.n_layers = n_layers};
-    if (!m || (n_layers && model_use_device(m, &gpu_emulated, &share, &err) != QWEN3_OK)) abort();
+    if (!m || (n_layers && model_use_device(m, &gpu_streamed, &share, &err) != QWEN3_OK)) abort();
     qwen3_session *s = qwen3_session_new(m, N_CTX, QWEN3_KV_F16, &err);
     if (!s) abort();
     return s;
@@ -68,7 +68,7 @@ static void prepare(qwen3_session *s, const int32_t *ids, size_t n, const float 
         memcpy(s->logits, logits, N_VOCAB * sizeof *logits);
         return;
     }
-    gpu_emulated.upload(s->model->gpu->device, GPU_COMPUTE, s->gpu->logits, logits,
+    gpu_streamed.upload(s->model->gpu->device, GPU_COMPUTE, s->gpu->logits, logits,
                         N_VOCAB * sizeof *logits, &err);
     memset(s->logits, 0xff, N_VOCAB * sizeof *logits);
     s->gpu->logits_wait = true;
@@ -101,6 +101,7 @@ static int draw_alike(qwen3_session *host, qwen3_session *there) {
 }
 
 int main(int argc, char **argv) {
+    gpu_streamed_seed(1);
     qwen3_session *host = new_session(0), *there = new_session(1);
     int few = 0, draws = argc > 1 ? atoi(argv[1]) : 120;
     for (int i = 0; i < draws; i += 2) few += draw_alike(host, there);
