@@ -136,6 +136,9 @@ def test_a_number_of_layers_is_taken_exactly_or_refused() -> None:
         share_of("m", sizes, replace(quick, layers=most.layers + 1), n_ctx=8192)
     text = str(refused.value)
     assert f"{most.layers} fit" in text and "8,192 tokens" in text and "4.0 GB" in text
+    assert " layers and a context" in text and "(--vram)" in text
+    with pytest.raises(DoesNotFit, match=r": 1 layer and a context .* \(--vram\).*; none fit"):
+        share_of("m", sizes, replace(quick, layers=1, budget=1000), n_ctx=8192)
     with pytest.raises(UsageError, match="has 36 layers"):
         share_of("m", sizes, replace(quick, layers=37))
 

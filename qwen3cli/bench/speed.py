@@ -484,7 +484,7 @@ def _gpu_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     device, gpu = report["gpu"], report["machine"]["gpu"]
     return [
-        ("gpu", f"{device['name']}, {device['layers']} layers"),
+        ("gpu", f"{device['name']}, {device['layers']} layer{'s' * (device['layers'] > 1)}"),
         ("  memory", f"reads {gpu['read_gb_s']:.1f} GB/s"),
         ("  copies", f"{gpu['upload_gb_s']:.1f} GB/s to it"),
         ("  int8", f"{gpu['int8_gmac_s']:.0f} billion products a second"),

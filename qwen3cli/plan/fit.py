@@ -260,7 +260,8 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     disk, seconds = machine["disk_gb_s"], report["prompt_1000_s"]
     reads = f"memory {machine['read_gb_s']:.1f} GB/s, disk {_number(disk)} GB/s"
     if gpu and gpu["read_gb_s"]:
-        reads += f", GPU {_number(gpu['read_gb_s'])} GB/s, uploads {_number(gpu['upload_gb_s'])}"
+        reads += f", GPU {_number(gpu['read_gb_s'])} GB/s"
+        reads += f", uploads {_number(gpu['upload_gb_s'])} GB/s"
     rows += [
         ("context", f"{report['n_ctx']:,} tokens, {amount(report['kv_bytes'])} in {report['kv']}"),
         ("reads", reads),

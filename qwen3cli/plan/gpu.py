@@ -177,7 +177,7 @@ def _refusal(name: str, sizes: Sizes, card: Card, n: int, n_ctx: int, kv: str | 
     dense, least, _, work = _needs(sizes, n, n_ctx, kv)
     most = next((i for i in range(n - 1, 0, -1) if _share(sizes, card, i, n_ctx, kv)), 0)
     return DoesNotFit(
-        f"--gpu {n}: {name}: {n} layers and a context of {n_ctx:,} tokens (--ctx) take "
-        f"{amount(dense + least + work)} on {card.name}, of which {amount(card.budget)} may be "
-        f"taken; {most or 'none'} fit{'s' if most == 1 else ''}"
+        f"--gpu {n}: {name}: {n} layer{'s' * (n > 1)} and a context of {n_ctx:,} tokens (--ctx) "
+        f"take {amount(dense + least + work)} on {card.name}, of which {amount(card.budget)} may "
+        f"be taken (--vram); {most or 'none'} fit{'s' if most == 1 else ''}"
     )
