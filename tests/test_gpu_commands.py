@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from commandline import ROOT, Command
 from qwen3cli.engine import Model
 from qwen3cli.errors import DoesNotFit
 from qwen3cli.plan.sizes import device_kv, device_work, sizes_of
+from qwen3cli.run.receipts import versions
 
 SHORT = ("--no-think", "--temp", "0", "--seed", "1")
 ASK = ("run", "-m", "nano", *SHORT, "--ctx", "512", "2 + 2 = ?")
@@ -184,6 +186,18 @@ def test_a_receipt_names_the_device(gpu: Gpu, qwen3: Command) -> None:
     del told["gpu_layers"], told["versions"]["gpu"]  # as before there were GPUs
     (qwen3.home / "r.json").write_text(json.dumps(told))
     assert json.loads(gpu("replay", "r.json", "--json").stdout)["changes"] == []
+
+
+@pytest.mark.parametrize(("n_slots", "told"), [(384, ""), (51, ", 51 of 384 experts")])
+def test_a_receipt_tells_of_experts_that_the_gpu_lacks(n_slots: int, told: str) -> None:
+    """The CPU may compute those, to other bits."""
+    model: Any = SimpleNamespace(
+        isa="scalar",
+        device=SimpleNamespace(name="Quick 5", backend="cuda"),
+        gpu_stats=SimpleNamespace(n_layers=3, n_slots=n_slots),
+        config={"n_layers": 3, "n_experts": 128},
+    )
+    assert versions(model)["gpu"] == f"Quick 5 (cuda, 3 of 3 layers{told})"
 
 
 def test_a_perplexity(gpu: Gpu, qwen3: Command) -> None:

@@ -136,7 +136,11 @@ def versions(model: Model) -> dict[str, str]:
         "platform": f"{sys.platform}-{platform.machine()}",
     }
     if model.device:
-        of = f"{model.gpu_stats.n_layers} of {model.config['n_layers']} layers"
+        stats = model.gpu_stats
+        of = f"{stats.n_layers} of {model.config['n_layers']} layers"
+        every = stats.n_layers * model.config["n_experts"]
+        if stats.n_slots < every:  # the CPU may compute the others
+            of += f", {stats.n_slots} of {every} experts"
         found["gpu"] = f"{model.device.name} ({model.device.backend}, {of})"
     return found
 
