@@ -13,10 +13,11 @@ static bool take_cancels(const sequence *to, int n_sequences) {
     return any;
 }
 
-/* Tokens [first, first + n) of the step, whose places are in s->staged. */
-static qwen3_status on_device(gpu_sequence *s, workspace *ws, const int32_t *ids, int first, int n,
-                              int n_logits, float *logits, qwen3_error *err) {
-    gpu_tokens tokens = {.places = s->staged.places, .n = n, .host = ws};
+/* Tokens [first, first + n) of the step, whose places are in staged. */
+static qwen3_status on_device(const sequence *to, workspace *ws, const int32_t *ids, int first,
+                              int n, int n_logits, float *logits, qwen3_error *err) {
+    gpu_sequence *s = to->gpu;
+    gpu_tokens tokens = {.places = s->staged.places, .n = n, .host = ws, .cancel = to->cancel};
     if (ws->model->n_host_layers) {
         tokens.x = ws->x + (size_t)first * (size_t)ws->model->config.n_embd;
     } else {
@@ -32,7 +33,7 @@ static qwen3_status in_a_row(workspace *ws, const sequence *to, const int32_t *i
     gpu_sequence *s = to->gpu;
     for (int i = 0; i < n; i++)
         s->staged.places[i] = (token_place){s->kv, s->stream, to->pos + i};
-    return on_device(s, ws, ids, 0, n, n_logits, to->logits, err);
+    return on_device(to, ws, ids, 0, n, n_logits, to->logits, err);
 }
 
 /* One token of each: at once where their caches are of one type. */
@@ -47,9 +48,9 @@ static qwen3_status side_by_side(workspace *ws, const sequence *to, int n, const
         token_place *place = alike ? &first->staged.places[i] : s->staged.places;
         *place = (token_place){s->kv, s->stream, to[i].pos};
         if (!alike && status == QWEN3_OK)
-            status = on_device(s, ws, ids, i, 1, n_logits > 0, NULL, err);
+            status = on_device(&to[i], ws, ids, i, 1, n_logits > 0, NULL, err);
     }
-    if (alike) status = on_device(first, ws, ids, 0, n, n_logits, NULL, err);
+    if (alike) status = on_device(to, ws, ids, 0, n, n_logits, NULL, err);
     for (int i = 1; alike && i < n && n_logits && status == QWEN3_OK; i++) {
         status = gpu_take_logits(to[i].gpu, first, i, err);
         to[i].gpu->logits_wait = true;

@@ -77,6 +77,13 @@ static void feed_forward(pass *p, int index) {
 
 /* ---- the pass ------------------------------------------------------------------ */
 
+/* Of many tokens when the device has come here: they take their time. */
+static void look_for_cancel(pass *p) {
+    if (!p->cancel || p->status != QWEN3_OK) return; /* a recorded step has none */
+    if (many(p)) sync(p);
+    if (p->status == QWEN3_OK && atomic_load(p->cancel)) p->status = QWEN3_ERR_CANCELLED;
+}
+
 /* The residual stream is there already where the first layers are the host's. */
 static void layers(pass *p) {
     const gpu_sequence *s = p->s;
@@ -88,6 +95,7 @@ static void layers(pass *p) {
     for (int i = 0; i < p->m->n_layers; i++) {
         attention(p, &p->m->layers[i], i);
         feed_forward(p, i);
+        look_for_cancel(p);
     }
 }
 
@@ -111,6 +119,7 @@ static void record(pass *p) {
     gpu *device = p->m->device;
     pass recorded = *p;
     recorded.err = &why;
+    recorded.cancel = NULL;
     p->s->unrecorded = true;
     if (!api->capture_begin || api->capture_begin(device, GPU_COMPUTE, &why) != QWEN3_OK) return;
     step(&recorded);
@@ -158,7 +167,7 @@ qwen3_status gpu_forward(gpu_sequence *s, const gpu_tokens *t, int n_logits, flo
     resident_model *m = s->model;
     size_t n = (size_t)t->n, n_embd = (size_t)m->host->config.n_embd;
     pass p = {.s = s, .m = m, .c = &m->host->config, .n = t->n, .n_ctx = n_ctx_of(s, t),
-              .places = t->places, .host = t->host, .err = err};
+              .places = t->places, .host = t->host, .cancel = t->cancel, .err = err};
     pthread_mutex_lock(&m->turn);
     upload(&p, s->places, t->places, n * sizeof *t->places);
     if (t->ids) upload(&p, s->ids, t->ids, n * sizeof *t->ids);

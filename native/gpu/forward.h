@@ -2,6 +2,8 @@
 #ifndef QWEN3_GPU_FORWARD_H
 #define QWEN3_GPU_FORWARD_H
 
+#include <stdatomic.h>
+
 #include "sequence.h"
 
 typedef struct {
@@ -10,6 +12,7 @@ typedef struct {
     const token_place *places; /* [n] in the kv caches of this sequence, or of others of its type */
     int n;                     /* 1 to batch */
     struct workspace *host;    /* of the host's, for what of a pass it computes */
+    const atomic_bool *cancel; /* ends it behind a layer, as QWEN3_ERR_CANCELLED without a text */
 } gpu_tokens;
 
 /* Computes tokens: of one sequence in a row, or up to FEW_COLUMNS of different ones. Logits of the

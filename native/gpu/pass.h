@@ -2,6 +2,8 @@
 #ifndef QWEN3_GPU_PASS_H
 #define QWEN3_GPU_PASS_H
 
+#include <stdatomic.h>
+
 #include "sequence.h"
 
 enum { THREADS = 256 };
@@ -13,7 +15,8 @@ typedef struct {
     const qwen3_config *c;
     int n, n_ctx;              /* tokens, and positions that none of them is behind */
     const token_place *places; /* [n], on the host */
-    struct workspace *host;    /* see gpu_tokens */
+    struct workspace *host;    /* see gpu_tokens, */
+    const atomic_bool *cancel; /* here, too */
     qwen3_status status;
     qwen3_error *err;
     /* Of a mixture: the experts of its tokens and their weights [n][n_used], on the device. */

@@ -123,7 +123,6 @@ qwen3_status tier_publish(gpu_tier *t, qwen3_error *err) {
 void tier_settle(gpu_tier *t) {
     qwen3_error why; /* it is told already */
     (void)t->api->sync(t->device, GPU_COPY, &why);
-    t->stale = true;
 }
 
 /* ---- life ------------------------------------------------------------------------------ */

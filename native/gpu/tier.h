@@ -75,7 +75,7 @@ void tier_close(gpu_tier *);
 qwen3_status tier_copy(gpu_tier *, int layer, int expert, int slot, qwen3_error *err);
 /* Queues the table's rows of layers, and the one behind them, on the compute stream. */
 qwen3_status tier_publish(gpu_tier *, qwen3_error *err);
-/* After a pass that failed: until no copy runs any more; the table is published anew. */
+/* After a pass that failed: until no copy runs any more. */
 void tier_settle(gpu_tier *);
 
 #endif

@@ -2,6 +2,7 @@
 #include "use.h"
 
 #include <ctype.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -58,7 +59,8 @@ static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
 
 enum { PROBED = 64 << 20 }; /* bytes of memory, more than caches hold */
 
-/* See tier.h: by what both can do at this moment. */
+/* See tier.h: by what both can do at this moment, in quarters, so that it hardly differs from one
+ * opening to the next: the bits of an answer depend on who computed an expert. */
 static qwen3_status measure_copy_share(qwen3_model *m, const gpu_api *api,
                                        const qwen3_gpu_share *share, float *copy_share,
                                        qwen3_error *err) {
@@ -72,7 +74,7 @@ static qwen3_status measure_copy_share(qwen3_model *m, const gpu_api *api,
     if (!probe) return err->status;
     double read = qwen3_probe_read(probe);
     qwen3_probe_free(probe);
-    *copy_share = (float)(rates.upload / (rates.upload + read));
+    *copy_share = roundf(4 * (float)(rates.upload / (rates.upload + read))) / 4;
     return QWEN3_OK;
 }
 

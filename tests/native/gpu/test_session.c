@@ -30,6 +30,7 @@ static struct {
     int call, until;       /* so many calls of this kind succeed from now on */
     qwen3_session *cancel; /* by the next upload */
     int held;              /* allocations */
+    int launches;
 } device;
 
 static bool fails(int call, qwen3_error *e) {
@@ -58,6 +59,7 @@ static qwen3_status upload(gpu *g, int stream, void *to, const void *from, size_
 
 static qwen3_status launch(gpu *g, int stream, kernel_id id, gpu_grid grid, const void *args,
                            size_t n, qwen3_error *e) {
+    device.launches++;
     return fails(LAUNCH, e) ? QWEN3_ERR_IO
                             : gpu_streamed.launch(g, stream, id, grid, args, n, e);
 }
@@ -289,6 +291,13 @@ static void test_cancel(int n_layers) {
     CHECK(qwen3_extend(s, &id, 1, &err) == QWEN3_ERR_CANCELLED && strstr(err.text, "cancelled"),
           "what runs is cancelled");
     CHECK(qwen3_session_len(s) == N && !qwen3_session_logits(s), "what was computed stays");
+    int32_t ids[N] = {0};
+    device.launches = 0;
+    device.cancel = s;
+    CHECK(qwen3_extend(s, ids, N, &err) == QWEN3_ERR_CANCELLED, "a prompt, too");
+    int cut = device.launches;
+    WORKS(qwen3_extend(s, ids, N, &err));
+    CHECK(n_layers == 1 || 2 * cut < device.launches - cut, "behind a layer: %d launches", cut);
     extend(s, id);
     as_the_cpu("after a cancel", dense, s, QWEN3_KV_F16);
     qwen3_session_free(s);
