@@ -96,9 +96,10 @@ class Bench:
             return synthetic(name, self.terminal)
         return registry.resolve(name)
 
-    def model(self, path: Path, expert_bytes: int = 0) -> Model:
-        """With all its layers on the GPU."""
-        model = Model(path, threads=self.args.threads)
+    def model(self, path: Path, expert_bytes: int = 0, stored: int = 0) -> Model:
+        """With all its layers on the GPU, which has expert_bytes for experts, 0: all of them; those
+        in RAM are mapped, or in a store of so many bytes, out of which copies run by themselves."""
+        model = Model(path, threads=self.args.threads, expert_bytes=stored)
         model.use_gpu(self.args.device, model.config["n_layers"], expert_bytes=expert_bytes)
         return model
 
@@ -256,7 +257,7 @@ def context(bench: Bench, name: str) -> Iterator[Row]:
 
 
 def offload(bench: Bench, name: str) -> Iterator[Row]:
-    """Of a mixture: the experts that --vram leaves room for are on the GPU."""
+    """Of a mixture: the experts that --vram leaves room for are on the GPU, all are in RAM."""
     path, work = bench.path(name), Work("decode", bench.args.decode)
     if not is_mixture(path):
         return
@@ -265,7 +266,8 @@ def offload(bench: Bench, name: str) -> Iterator[Row]:
     card = Card("the GPU", vram, bench.args.device, layers=len(sizes.layers))
     share = share_of(path.name, sizes, card, n_ctx=work.tokens)
     assert share is not None
-    model = bench.model(path, share.expert_bytes)
+    stored = sizes.experts * 5 // 4  # all slots are as large as the largest
+    model = bench.model(path, share.expert_bytes, stored)
     sample, stats = bench.measure(model, work), model.gpu_stats
     more = f"; m = {sample.misses:.1%}, {amount(stats.expert_bytes)} of experts on the GPU"
     row = judged(

@@ -40,7 +40,9 @@ struct expert_store {
     slot *slots;
     double *order;    /* of the slots: the lowest leaves first, INFINITY: is free */
     uint64_t *pinned; /* of the slots: in which call it was wanted or guessed last */
+    size_t n_mapped;      /* bytes of the arena's address space */
     int n_slots, n_begun; /* slots from n_begun on were never used */
+    bool fixed;
     int32_t *slot_of;     /* [n_layers * n_experts], -1: not there */
     expert_heat *usage;   /* likewise */
     float half_life;      /* tokens after which a use counts half */
@@ -420,6 +422,16 @@ static bool check_read(const void *store, const read_request *r) {
     return find_not_finite(e->type, r->to + r->offset % READ_PAGE, n_blocks) == n_blocks;
 }
 
+uint8_t *experts_fix_slots(expert_store *s, size_t *bytes) {
+    if (s->n_begun && !s->fixed) return NULL;
+    s->fixed = true;
+    for (int i = 0; i < s->n_layers; i++) s->bytes[i] = s->largest; /* nobody gives any back */
+    int most = experts_most(s);
+    s->n_slots = s->n_slots < most ? s->n_slots : most;
+    *bytes = (size_t)s->n_slots * s->largest;
+    return s->arena;
+}
+
 int experts_most(const expert_store *s) { return (int)(s->budget / s->largest); }
 
 /* What a token chooses in a layer, unless that were much of the budget, or all have room. */
@@ -452,13 +464,14 @@ static qwen3_status allocate(expert_store *s, const expert_bank *bank, qwen3_err
     s->slots = calloc((size_t)s->n_slots, sizeof *s->slots);
     s->order = calloc((size_t)s->n_slots, sizeof *s->order);
     s->pinned = calloc((size_t)s->n_slots, sizeof *s->pinned);
-    s->arena = mmap(NULL, (size_t)s->n_slots * s->largest, PROT_READ | PROT_WRITE,
+    s->n_mapped = (size_t)s->n_slots * s->largest;
+    s->arena = mmap(NULL, s->n_mapped, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (s->arena == MAP_FAILED) s->arena = NULL;
     if (!s->slots || !s->order || !s->pinned || !s->arena)
         return fail(err, QWEN3_ERR_MEMORY, "out of memory for %d experts", s->n_slots);
 #ifdef MADV_NOHUGEPAGE /* what is counted is what is taken */
-    madvise(s->arena, (size_t)s->n_slots * s->largest, MADV_NOHUGEPAGE);
+    madvise(s->arena, s->n_mapped, MADV_NOHUGEPAGE);
 #endif
     for (int i = 0; i < s->n_slots; i++) {
         s->slots[i].key = FREE;
@@ -500,7 +513,7 @@ expert_store *experts_open(const expert_bank *bank, uint64_t budget, int n_reade
 void experts_close(expert_store *s) {
     if (!s) return;
     readers_free(s->readers);
-    if (s->arena) munmap(s->arena, (size_t)s->n_slots * s->largest);
+    if (s->arena) munmap(s->arena, s->n_mapped);
     pthread_mutex_destroy(&s->lock);
     free(s->extents);
     free(s->bytes);

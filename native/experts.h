@@ -43,6 +43,10 @@ void experts_close(expert_store *);
  * is 8 if not set; far below one token the count is LRU. Called like experts_want. */
 void experts_set_half_life(expert_store *, float tokens);
 
+/* Before an expert is wanted: each slot takes what the largest expert does, and keeps it, for a
+ * device that copies out of it. The memory of them all, whole pages; NULL: one was wanted. */
+uint8_t *experts_fix_slots(expert_store *, size_t *bytes);
+
 /* How many experts may be wanted in one call. */
 int experts_most(const expert_store *);
 

@@ -248,10 +248,13 @@ def test_the_formula_of_the_speed() -> None:
     assert share is not None
     used = sizes.used * sizes.experts
     missed = expected_misses(share.expert_bytes / sizes.experts)
-    seconds = (sizes.dense + (1 - missed) * used) / 400e9 + missed * used / (20e9 + 40e9)
+    there = (sizes.dense + (1 - missed) * used) / 400e9
+    seconds = there + missed * used / 40e9
     found = predict(sizes, 0, HOST, gpu=(share, QUICK))
     assert found.floor == pytest.approx(1 / seconds) == found.limit
     assert found.tok_s < found.floor
+    stored = predict(sizes, sizes.experts, HOST, gpu=(share, QUICK))  # all of them, in slots
+    assert stored.floor == pytest.approx(1 / (there + missed * used / (20e9 + 40e9)))
     deep = predict(sizes, 0, HOST, gpu=(share, QUICK), positions=8192)
     assert deep.floor == pytest.approx(1 / (seconds + sizes.kv_bytes(8192) / 400e9))
     assert predict(sizes, 4 * GB, HOST, gpu=(share, QUICK)).tok_s < found.tok_s  # and the disk

@@ -246,6 +246,19 @@ void release_pinned(gpu *g, void *at) {
     ignore(cudaFreeHost(at));
 }
 
+bool pin(gpu *g, void *at, size_t bytes) {
+    qwen3_error why;
+    if (use(g, "pin", &why) != QWEN3_OK) return false;
+    cudaError_t code = cudaHostRegister(at, bytes, cudaHostRegisterDefault);
+    ignore(code);
+    return code == cudaSuccess;
+}
+
+void unpin(gpu *g, void *at) {
+    ignore(cudaSetDevice(g->index));
+    ignore(cudaHostUnregister(at));
+}
+
 /* A kernel would read through PCIe, each time. */
 void *map(gpu *, const void *, size_t) { return nullptr; }
 
@@ -375,7 +388,7 @@ void release_graph(gpu *g, gpu_graph *graph) {
 
 const gpu_api api = {
     GPU_API_VERSION, "CUDA", count, open, close, describe, allocate, release, allocate_pinned,
-    release_pinned, map, unmap, upload, download, launch, wait, sync, capture_begin, capture_end,
+    release_pinned, pin, unpin, map, unmap, upload, download, launch, wait, sync, capture_begin, capture_end,
     replay, release_graph,
 };
 

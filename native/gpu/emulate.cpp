@@ -282,6 +282,10 @@ void *allocate(gpu *g, size_t bytes, qwen3_error *err) {
 
 void release(gpu *, void *at) { ::operator delete(at, std::align_val_t(256)); }
 
+bool pin(gpu *, void *, size_t) { return true; }
+
+void unpin(gpu *, void *) {}
+
 void *map(gpu *, const void *at, size_t) { return const_cast<void *>(at); }
 
 void unmap(gpu *, void *) {}
@@ -358,8 +362,8 @@ extern "C" {
 
 const gpu_api gpu_emulated = {
     GPU_API_VERSION, "emulated", count, open, close, describe, allocate, release, allocate,
-    release, map, unmap, copy, copy, launch, wait, sync, capture_begin, capture_end, replay,
-    release_graph,
+    release, pin, unpin, map, unmap, copy, copy, launch, wait, sync, capture_begin, capture_end,
+    replay, release_graph,
 };
 
 void gpu_emulated_seed(uint64_t seed) { emulated::machine.rng.seed(seed); }

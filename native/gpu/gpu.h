@@ -8,6 +8,8 @@
 #ifndef QWEN3_GPU_H
 #define QWEN3_GPU_H
 
+#include <stdbool.h>
+
 #include "kernels.h"
 #include "qwen3.h"
 
@@ -49,6 +51,10 @@ typedef struct {
      * driver: slower, and the caller may wait for them. */
     void *(*alloc_pinned)(gpu *, size_t bytes, qwen3_error *err);
     void (*release_pinned)(gpu *, void *);
+    /* Makes writable memory of the host, whole pages of it, such memory until unpin. Its pages must
+     * stay what they are. False: this device cannot, or not so much. */
+    bool (*pin)(gpu *, void *, size_t bytes);
+    void (*unpin)(gpu *, void *);
     /* Host memory that the device reads where it lies, until unmap: its address on the device.
      * NULL: this device cannot, or not as much at once; upload a copy. */
     void *(*map)(gpu *, const void *, size_t bytes);
@@ -75,7 +81,7 @@ typedef struct {
     void (*release_graph)(gpu *, gpu_graph *);
 } gpu_api;
 
-enum { GPU_API_VERSION = 1 };
+enum { GPU_API_VERSION = 2 };
 
 #ifdef __cplusplus
 }

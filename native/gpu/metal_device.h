@@ -66,6 +66,7 @@ void *metal_alloc(gpu *, size_t bytes, qwen3_error *err);
 void metal_release(gpu *, void *);
 void *metal_alloc_pinned(gpu *, size_t bytes, qwen3_error *err);
 void metal_release_pinned(gpu *, void *);
+bool metal_pin(gpu *, void *, size_t bytes);
 void *metal_map(gpu *, const void *, size_t bytes);
 qwen3_status metal_upload(gpu *, int stream, void *to, const void *from, size_t, qwen3_error *err);
 qwen3_status metal_download(gpu *, int stream, void *to, const void *from, size_t,

@@ -89,17 +89,28 @@ void metal_release_pinned(gpu *g, void *at) {
     }
 }
 
+/* A buffer that is the host's memory: whole pages, as Metal has it. */
+static QWMemory *in_place(QWDevice *d, const void *at, size_t bytes) {
+    size_t page = (size_t)getpagesize(), offset = (uintptr_t)at % page;
+    size_t length = (offset + bytes + page - 1) / page * page;
+    if (length > d->metal.maxBufferLength) return nil;
+    id<MTLBuffer> buffer = [d->metal newBufferWithBytesNoCopy:(char *)at - offset
+                                                       length:length
+                                                      options:options()
+                                                  deallocator:nil];
+    return buffer ? remember(d, buffer, offset, bytes) : nil;
+}
+
+bool metal_pin(gpu *g, void *at, size_t bytes) {
+    @autoreleasepool {
+        return in_place(device_of(g), at, bytes) != nil;
+    }
+}
+
 void *metal_map(gpu *g, const void *at, size_t bytes) {
     @autoreleasepool {
-        QWDevice *d = device_of(g);
-        size_t page = (size_t)getpagesize(), offset = (uintptr_t)at % page;
-        size_t length = (offset + bytes + page - 1) / page * page; /* whole pages, as Metal has it */
-        if (length > d->metal.maxBufferLength) return NULL;
-        id<MTLBuffer> buffer = [d->metal newBufferWithBytesNoCopy:(char *)at - offset
-                                                           length:length
-                                                          options:options()
-                                                      deallocator:nil];
-        return buffer ? (void *)remember(d, buffer, offset, bytes)->address : NULL;
+        QWMemory *m = in_place(device_of(g), at, bytes);
+        return m ? (void *)m->address : NULL;
     }
 }
 

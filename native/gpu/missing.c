@@ -108,13 +108,12 @@ static void compute(pass *p, int layer, cpu_part *cpu) {
 static void copy_or_compute(pass *p, int layer, const int32_t *missing, int n, int copies,
                             cpu_part *cpu) {
     gpu_tier *t = p->m->tier;
-    expert_store *store = t->host->offload.experts;
     size_t behind = (size_t)t->n_layers * (size_t)p->c->n_experts;
     int32_t *copied = t->host_table + behind;
     int n_copied = 0;
     memset(copied, -1, (size_t)p->c->n_experts * sizeof *copied);
     memset(cpu->wanted, 0, sizeof cpu->wanted);
-    if (store) experts_want(store, t->first + layer, missing, n, NULL, 0, false);
+    if (p->status == QWEN3_OK) p->status = tier_want(t, layer, missing, n, NULL, 0, false, p->err);
     for (; n_copied < copies && p->status == QWEN3_OK; n_copied++) {
         int slot = slots_admit(&t->slots, layer, missing[n_copied]);
         if (slot < 0) break;
@@ -165,12 +164,11 @@ const int32_t *add_missing(pass *p, int layer) {
 
 static void copy_group(pass *p, int layer, const int32_t *missing, int n_missing, int group) {
     gpu_tier *t = p->m->tier;
-    expert_store *store = t->host->offload.experts;
     int first = group * t->group, half = t->slots.n_slots + group % 2 * t->group;
     int n = n_missing - first < t->group ? n_missing - first : t->group, next = first + n;
     int n_next = n_missing - next < t->group ? n_missing - next : t->group;
-    if (store)
-        experts_want(store, t->first + layer, missing + first, n, missing + next, n_next, true);
+    if (p->status == QWEN3_OK)
+        p->status = tier_want(t, layer, missing + first, n, missing + next, n_next, true, p->err);
     for (int i = 0; i < n; i++) copy_expert(p, layer, missing[first + i], half + i);
 }
 

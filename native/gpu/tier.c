@@ -88,29 +88,60 @@ static void gather(void *arg, int tid, int n_threads) {
     }
 }
 
-/* As a slot has it. All threads: one alone is slower than PCIe. */
+/* What of an expert goes where, as a slot has it. */
+static qwen3_status locate(gpu_tier *t, int layer, int expert, uint8_t *to, gathering *g,
+                           qwen3_error *err) {
+    int index = t->first + layer;
+    for (int part = 0; part < N_PARTS; part++) {
+        g->bytes[part] = matrix_bytes(part_of(&t->host->layers[index], part));
+        g->to[part] = to + t->banks[layer].offset[part];
+    }
+    return find_expert(t->host, index, expert, g->from, err);
+}
+
+/* All threads: one alone is slower than PCIe. */
 static qwen3_status gather_expert(gpu_tier *t, int layer, int expert, uint8_t *to,
                                   qwen3_error *err) {
-    int index = t->first + layer;
     gathering g;
-    qwen3_status status = find_expert(t->host, index, expert, g.from, err);
-    for (int part = 0; part < N_PARTS; part++) {
-        g.bytes[part] = matrix_bytes(part_of(&t->host->layers[index], part));
-        g.to[part] = to + t->banks[layer].offset[part];
-    }
+    qwen3_status status = locate(t, layer, expert, to, &g, err);
     if (status == QWEN3_OK) pool_run(t->host->pool, gather, &g);
     return status;
 }
 
-qwen3_status tier_copy(gpu_tier *t, int layer, int expert, int slot, qwen3_error *err) {
-    size_t bytes = t->banks[layer].bytes;
+static qwen3_status copy_buffered(gpu_tier *t, int layer, int expert, uint8_t *to,
+                                  qwen3_error *err) {
     uint8_t *from = t->buffer[t->filled ^= 1];
     qwen3_status status = gather_expert(t, layer, expert, from, err);
     if (status == QWEN3_OK) /* then the other buffer may be filled */
         status = t->api->sync(t->device, GPU_COPY, err);
     if (status == QWEN3_OK)
-        status = t->api->upload(t->device, GPU_COPY, t->memory + (size_t)slot * t->slot_bytes, from,
-                                bytes, err);
+        status = t->api->upload(t->device, GPU_COPY, to, from, t->banks[layer].bytes, err);
+    return status;
+}
+
+static qwen3_status copy_from_store(gpu_tier *t, int layer, int expert, uint8_t *to,
+                                    qwen3_error *err) {
+    gathering g;
+    qwen3_status status = locate(t, layer, expert, to, &g, err);
+    for (int part = 0; part < N_PARTS && status == QWEN3_OK; part++)
+        status =
+            t->api->upload(t->device, GPU_COPY, g.to[part], g.from[part], g.bytes[part], err);
+    return status;
+}
+
+qwen3_status tier_copy(gpu_tier *t, int layer, int expert, int slot, qwen3_error *err) {
+    uint8_t *to = t->memory + (size_t)slot * t->slot_bytes;
+    return t->store_slots ? copy_from_store(t, layer, expert, to, err)
+                          : copy_buffered(t, layer, expert, to, err);
+}
+
+qwen3_status tier_want(gpu_tier *t, int layer, const int32_t *experts, int n, const int32_t *next,
+                       int n_next, bool passing, qwen3_error *err) {
+    expert_store *store = t->host->offload.experts;
+    qwen3_status status = QWEN3_OK;
+    if (t->store_slots) status = t->api->sync(t->device, GPU_COPY, err);
+    if (store && status == QWEN3_OK)
+        experts_want(store, t->first + layer, experts, n, next, n_next, passing);
     return status;
 }
 
@@ -160,17 +191,24 @@ static qwen3_status allocate(gpu_tier *t, int n_slots, qwen3_error *err) {
                       err);
 }
 
+/* Where that fails nothing is lost: copies are slower. */
+static void pin_store(gpu_tier *t) {
+    expert_store *store = t->host->offload.experts;
+    size_t bytes;
+    uint8_t *slots = store ? experts_fix_slots(store, &bytes) : NULL;
+    if (slots && t->api->pin(t->device, slots, bytes)) t->store_slots = slots;
+}
+
 /* The first experts of a layer, as many as have slots. */
 static qwen3_status fill_layer(gpu_tier *t, int layer, qwen3_error *err) {
-    expert_store *store = t->host->offload.experts;
     int n_experts = t->host->config.n_experts, n = 0;
     const int32_t *slot_of = t->slots.slot_of + (size_t)layer * (size_t)n_experts;
     while (n < n_experts && slot_of[n] >= 0) n++;
     qwen3_status status = QWEN3_OK;
     for (int32_t e = 0; e < n && status == QWEN3_OK; e++) {
         int32_t next = e + 1;
-        if (store) experts_want(store, t->first + layer, &e, 1, &next, next < n, true);
-        status = tier_copy(t, layer, e, slot_of[e], err);
+        status = tier_want(t, layer, &e, 1, &next, next < n, true, err);
+        if (status == QWEN3_OK) status = tier_copy(t, layer, e, slot_of[e], err);
     }
     return status;
 }
@@ -212,6 +250,7 @@ gpu_tier *tier_open(const gpu_api *api, gpu *device, const qwen3_model *m, gpu_b
     t->group = group_of(m, n_slots);
     qwen3_status status = check(t, expert_bytes, err);
     if (status == QWEN3_OK) status = allocate(t, n_slots, err);
+    if (status == QWEN3_OK) pin_store(t);
     for (int i = 0; i < n_layers && status == QWEN3_OK; i++) {
         bank_lies_in(&banks[i], t->memory, t->slot_bytes);
         banks[i].slot_of = t->table + (size_t)i * n_experts;
@@ -228,6 +267,10 @@ uint64_t tier_bytes(const gpu_tier *t) {
 
 void tier_close(gpu_tier *t) {
     if (!t) return;
+    if (t->store_slots) {
+        tier_settle(t);
+        t->api->unpin(t->device, t->store_slots);
+    }
     slots_free(&t->slots);
     if (t->memory) t->api->release(t->device, t->memory);
     if (t->table) t->api->release(t->device, t->table);

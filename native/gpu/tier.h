@@ -48,7 +48,8 @@ typedef struct {
     /* Rows of n_experts: each layer's slot_of, then those of groups that pass. */
     int32_t *table;      /* on the device */
     int32_t *host_table; /* what it is to become */
-    uint8_t *buffer[2];  /* an expert each: one is filled while a copy runs from the other */
+    uint8_t *store_slots; /* the store's memory where it is pinned: copies run from there, or */
+    uint8_t *buffer[2];   /* an expert each: one is filled while a copy runs from the other */
     int filled;
     /* What a layer tells the host, and what that answers. */
     int32_t *experts, *start, *position;
@@ -70,8 +71,10 @@ uint64_t tier_bytes(const gpu_tier *);
 /* NULL is ignored. */
 void tier_close(gpu_tier *);
 
-/* Queues the copy of an expert on the copy stream, behind all that was queued there: that it waits
- * for. With a store the expert must have been wanted. */
+/* With a store: wants experts as experts_want does, when no copy runs from one that may leave. */
+qwen3_status tier_want(gpu_tier *, int layer, const int32_t *experts, int n, const int32_t *next,
+                       int n_next, bool passing, qwen3_error *err);
+/* Queues the copy of an expert on the copy stream. With a store it must have been wanted. */
 qwen3_status tier_copy(gpu_tier *, int layer, int expert, int slot, qwen3_error *err);
 /* Queues the table's rows of layers, and the one behind them, on the compute stream. */
 qwen3_status tier_publish(gpu_tier *, qwen3_error *err);

@@ -59,14 +59,18 @@ static qwen3_status check(const qwen3_model *m, qwen3_error *err) {
 
 enum { PROBED = 64 << 20 }; /* bytes of memory, more than caches hold */
 
+/* So many are copied anyway, for the slots to follow what is used. */
+static const float LEAST_SHARE = 0.125f;
+
 /* See tier.h: by what both can do at this moment, in quarters, so that it hardly differs from one
- * opening to the next: the bits of an answer depend on who computed an expert. */
+ * opening to the next: the bits of an answer depend on who computed an expert. Without a store the
+ * CPU gathers what is copied, which takes it longer than computing. */
 static qwen3_status measure_copy_share(qwen3_model *m, const gpu_api *api,
                                        const qwen3_gpu_share *share, float *copy_share,
                                        qwen3_error *err) {
     qwen3_gpu_rates rates;
-    *copy_share = 0;
-    if (!m->config.n_experts || !tier_is_needed(m, share->n_layers, share->expert_bytes))
+    *copy_share = LEAST_SHARE;
+    if (!m->offload.experts || !tier_is_needed(m, share->n_layers, share->expert_bytes))
         return QWEN3_OK;
     qwen3_status status = gpu_measure(api, share->device, &rates, err);
     if (status != QWEN3_OK) return status;
@@ -74,7 +78,8 @@ static qwen3_status measure_copy_share(qwen3_model *m, const gpu_api *api,
     if (!probe) return err->status;
     double read = qwen3_probe_read(probe);
     qwen3_probe_free(probe);
-    *copy_share = roundf(4 * (float)(rates.upload / (rates.upload + read))) / 4;
+    float quarters = roundf(4 * (float)(rates.upload / (rates.upload + read))) / 4;
+    *copy_share = fmaxf(quarters, LEAST_SHARE);
     return QWEN3_OK;
 }
 

@@ -13,7 +13,7 @@ What a GPU computes of a token comes before or behind that:
     T_gpu = (dense + hits x used share x experts + positions x kv bytes) / rate of its memory
             + misses x used share x experts / (rate of uploads + rate of memory)
 
-as an expert that is missing there is copied to it, or computed here.
+as an expert that is missing there is computed here, or, out of a store, copied to it meanwhile.
 
 A prompt is bound by products: tokens x products of a token / peak of the int8 units, of which
 the engine reaches a part. What of the experts is in the file is read once, beside that.
@@ -85,12 +85,13 @@ def _with_gpu(
     here, used = host.used * host.experts, there.used * there.experts
     missed = expected_misses(gpu.expert_bytes / there.experts) if gpu.expert_bytes else 0.0
     in_file = 0.0  # of the experts, whichever side wants them
+    copying = card.upload if expert_bytes else 0.0
     if expert_bytes:
         all_experts = host.experts + (there.experts if gpu.expert_bytes else 0)
         in_file = expected_misses(expert_bytes / all_experts)
     seconds = (host.dense + here + host.kv_bytes(positions, kv)) / rates.memory
     read = there.dense + (1 - missed) * used + there.kv_bytes(positions, kv)
-    seconds += read / card.read + missed * used / (card.upload + rates.memory)
+    seconds += read / card.read + missed * used / (copying + rates.memory)
     return _speed(seconds, in_file * here + min(in_file, missed) * used, rates)
 
 

@@ -116,6 +116,40 @@ static void test_contents(bool aligned) {
     remove(b.path);
 }
 
+/* Each of them where it always was, in memory that a device may copy from, whatever their sizes. */
+static void test_fixed_slots(bool aligned) {
+    bank_file b;
+    size_t n_bytes, again;
+    new_bank(&b, aligned);
+    uint64_t budget = experts_least_budget(&b.bank) * 3 / 2;
+    expert_store *s = open_store(&b, budget, 2);
+    const uint8_t *memory = experts_fix_slots(s, &n_bytes);
+    CHECK(memory && n_bytes <= budget && n_bytes >= experts_least_budget(&b.bank));
+    size_t largest = n_bytes / (size_t)experts_most(s);
+    for (int step = 0; step < 100; step++) {
+        int32_t all[2 * USED];
+        int layer = step % LAYERS;
+        distinct(all, 2 * USED);
+        experts_want(s, layer, all, USED, all + USED, USED, below(3) == 0);
+        for (int i = 0; i < USED; i++) {
+            const uint8_t *gate = experts_matrix(s, layer, all[i], EXPERT_GATE, NULL);
+            CHECK(right(s, &b, layer, all[i]));
+            CHECK(gate >= memory && gate < memory + n_bytes);
+            CHECK((size_t)(gate - memory) % largest < READ_PAGE);
+        }
+        CHECK(experts_stats(s).used <= n_bytes && experts_stats(s).used % largest == 0);
+    }
+    CHECK(experts_stats(s).used == n_bytes);
+    CHECK(experts_fix_slots(s, &again) == memory && again == n_bytes);
+    experts_close(s);
+    s = open_store(&b, budget, 2);
+    int32_t first = 0;
+    experts_want(s, 0, &first, 1, NULL, 0, false);
+    CHECK(!experts_fix_slots(s, &again));
+    experts_close(s);
+    remove(b.path);
+}
+
 /* With room for all of them each is read once. */
 static void test_resident(void) {
     bank_file b;
@@ -348,6 +382,8 @@ static void test_cancel(void) {
 int main(void) {
     test_contents(true);
     test_contents(false);
+    test_fixed_slots(true);
+    test_fixed_slots(false);
     test_resident();
     test_policy();
     test_guesses();

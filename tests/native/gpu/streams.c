@@ -36,6 +36,10 @@ static qwen3_status failed; /* until the next sync */
 static qwen3_error why;
 static uint64_t state = 1;
 static int fails, copy_fails;
+static bool pins = true;
+static const char *pinned; /* one piece at a time */
+static size_t n_pinned;
+static int pinned_copies;
 
 void gpu_streamed_seed(uint64_t seed) {
     state = seed;
@@ -46,6 +50,14 @@ void gpu_streamed_seed(uint64_t seed) {
 void gpu_streamed_fail(int n) { fails = n; }
 
 void gpu_streamed_fail_copy(int n) { copy_fails = n; }
+
+void gpu_streamed_pins(bool can) { pins = can; }
+
+int gpu_streamed_pinned_copies(void) { return pinned_copies; }
+
+static bool is_pinned(const void *at) {
+    return pinned && (uintptr_t)at - (uintptr_t)pinned < n_pinned;
+}
 
 static int below(int n) {
     state = state * 6364136223846793005u + 1442695040888963407u;
@@ -97,6 +109,7 @@ static qwen3_status sync(gpu *g, int stream, qwen3_error *err) {
 static qwen3_status upload(gpu *g, int stream, void *to, const void *from, size_t n,
                            qwen3_error *err) {
     if (copy_fails > 0 && --copy_fails == 0) return fail(err, QWEN3_ERR_IO, "a copy fails");
+    pinned_copies += is_pinned(from);
     queue(stream, &(operation){.device = g, .kind = COPY, .to = to, .from = from, .n = n});
     return QWEN3_OK;
 }
@@ -158,6 +171,23 @@ static qwen3_status describe(gpu *g, gpu_info *info, qwen3_error *err) {
     return gpu_emulated.describe(g, info, err);
 }
 
+static bool pin(gpu *g, void *at, size_t bytes) {
+    (void)g;
+    if (pinned) abort();
+    pinned = pins ? at : NULL;
+    n_pinned = bytes;
+    return pins;
+}
+
+static void unpin(gpu *g, void *at) {
+    (void)g;
+    for (int i = 0; i < GPU_STREAMS; i++)
+        for (int k = streams[i].done; k < streams[i].n; k++)
+            if (streams[i].queue[k].kind == COPY && is_pinned(streams[i].queue[k].from)) abort();
+    if (at != pinned) abort();
+    pinned = NULL;
+}
+
 static void *map(gpu *g, const void *at, size_t bytes) {
     (void)g;
     (void)at;
@@ -204,7 +234,7 @@ static void release_graph(gpu *g, gpu_graph *graph) {
 const gpu_api gpu_streamed = {
     .version = GPU_API_VERSION, .name = "streamed", .count = count, .open = open, .close = close,
     .describe = describe, .alloc = allocate, .release = release, .alloc_pinned = allocate,
-    .release_pinned = release, .map = map, .unmap = unmap, .upload = upload, .download = download,
+    .release_pinned = release, .pin = pin, .unpin = unpin, .map = map, .unmap = unmap, .upload = upload, .download = download,
     .launch = launch, .wait = wait, .sync = sync, .capture_begin = capture_begin,
     .capture_end = capture_end, .replay = replay, .release_graph = release_graph,
 };

@@ -13,6 +13,10 @@ void gpu_streamed_seed(uint64_t seed);
 
 /* From now on the n-th allocation fails, 1 the next, and then all of them; 0: none. */
 void gpu_streamed_fail(int n);
+/* Whether memory can be pinned from now on; how many copies came from such memory. It must stay
+ * pinned while one is queued. */
+void gpu_streamed_pins(bool);
+int gpu_streamed_pinned_copies(void);
 /* The n-th copy from now on fails, 1 the next. */
 void gpu_streamed_fail_copy(int n);
 

@@ -56,6 +56,7 @@ static bool session() {
     if (pinned) std::memset(pinned, 0, 16);
     bool done = pinned && work(g, at, pinned);
     quietly([&] {
+        if (done && api.pin(g, &err, sizeof err)) api.unpin(g, &err);
         api.release_pinned(g, pinned);
         api.release(g, at);
         api.close(g);

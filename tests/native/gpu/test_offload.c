@@ -200,8 +200,12 @@ static void test_budgets(void) {
         for (const char *at = few ? "3" : ways[b]; *at; at++) {
             int way = *at - '0';
             tiers t = {budgets[b], (float)(way / 2) / 2, way % 2, NULL};
+            int pinned = gpu_streamed_pinned_copies();
             run(&t, (uint64_t)(10 * b + way), &r);
             const qwen3_gpu_stats *s = &r.stats;
+            pinned = gpu_streamed_pinned_copies() - pinned;
+            CHECK(t.store ? pinned >= N_PARTS * (int)s->copied : pinned == 0,
+                  "%d matrices came from the store, of %d experts", pinned, (int)s->copied);
             double kl = divergence(reference, r.logits, n_steps());
             CHECK(kl <= 1e-4, "budget %d, way %d: KL %g", b, way, kl);
             if (!wanted) wanted = s->hits + s->misses;
@@ -213,7 +217,9 @@ static void test_budgets(void) {
             if (s->computed == 0) /* the device computed all of it: the very same */
                 CHECK(!memcmp(r.logits, all.logits, sizeof r.logits), "budget %d, way %d", b, way);
             if (at[1]) continue;
+            gpu_streamed_pins(false);
             run(&t, (uint64_t)(b + 100), &again);
+            gpu_streamed_pins(true);
             CHECK(!memcmp(&r, &again, offsetof(result, stats.stall_s)), "another time, other bits");
         }
 }
@@ -333,6 +339,28 @@ static void test_failed_copies(void) {
     close_all(&m);
 }
 
+/* While the slots are filled: no copy runs on, and another opening finds all as it was. */
+static void test_failed_opening(void) {
+    static result r;
+    machine m;
+    tiers t = {all_bytes / 2, 1, true, NULL};
+    qwen3_status status = QWEN3_ERR_IO;
+    open_host(&m, &t);
+    int n = 0;
+    for (; status != QWEN3_OK && n < 100; n++) {
+        qwen3_error err = {0};
+        gpu_streamed_seed((uint64_t)n);
+        gpu_streamed_fail_copy(n + 1);
+        status = open_device(&m, &t, &err);
+        CHECK(status == QWEN3_OK || status == QWEN3_ERR_IO, "%s", err.text);
+    }
+    gpu_streamed_fail_copy(0);
+    CHECK(n > N_PARTS * EXPERTS, "%d copies", n - 1);
+    compute(&m, &r);
+    CHECK(divergence(reference, r.logits, n_steps()) <= 1e-4, "behind failures");
+    close_all(&m);
+}
+
 /* ---- a file that ends ---------------------------------------------------------------------- */
 
 static char copied[64];
@@ -391,6 +419,7 @@ int main(int argc, char **argv) {
     test_budgets();
     if (!few) test_stay();
     if (!few) test_failed_copies();
+    if (!few) test_failed_opening();
     test_forced();
     test_too_small();
     test_no_memory();

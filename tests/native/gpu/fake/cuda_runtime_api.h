@@ -96,7 +96,8 @@ struct cudaFuncAttributes {
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
-enum { cudaStreamNonBlocking, cudaEventDisableTiming, cudaHostAllocDefault };
+enum { cudaStreamNonBlocking, cudaEventDisableTiming, cudaHostAllocDefault,
+       cudaHostRegisterDefault };
 
 inline const char *cudaGetErrorString(cudaError_t) { return "what CUDA says"; }
 
@@ -138,6 +139,16 @@ inline cudaError_t cudaHostAlloc(void **at, size_t n, unsigned) {
     return fake_make("cudaHostAlloc", at, n);
 }
 inline cudaError_t cudaFreeHost(void *at) { return fake_unmake("cudaFreeHost", at); }
+
+inline cudaError_t cudaHostRegister(void *, size_t, unsigned) {
+    cudaError_t code = fake_call("cudaHostRegister");
+    fake.live += code == cudaSuccess;
+    return code;
+}
+inline cudaError_t cudaHostUnregister(void *) {
+    fake.live--;
+    return fake_call("cudaHostUnregister");
+}
 
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind,
                                    cudaStream_t) {
