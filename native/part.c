@@ -24,13 +24,13 @@ static void compute(void *arg, int tid, int n_threads) {
 }
 
 qwen3_status part_compute(workspace *ws, int index, float *x, int n, const int32_t *start,
-                          const int32_t *token, float *y, qwen3_error *err) {
+                          const int32_t *token, float *y, atomic_bool *cancel, qwen3_error *err) {
     const qwen3_model *m = ws->model;
     const qwen3_config *c = &m->config;
     const layer *l = &m->layers[index];
     expert_store *store = m->offload.experts;
     atomic_bool never = false;
-    sequence none = {.cancel = &never};
+    sequence none = {.cancel = cancel ? cancel : &never};
     workspace work = *ws; /* whose residual stream is y */
     work.x = y;
     part p = {{.work = &work, .sequences = &none, .n_sequences = 1, .n = n, .err = err}, l,
@@ -42,7 +42,8 @@ qwen3_status part_compute(workspace *ws, int index, float *x, int n, const int32
     }
     memset(y, 0, (size_t)start[c->n_experts] * (size_t)c->n_embd * sizeof *y);
     pool_run(m->pool, compute, &p);
-    return store ? experts_status(store, err) : QWEN3_OK;
+    qwen3_status status = store ? experts_status(store, err) : QWEN3_OK;
+    return status == QWEN3_OK && atomic_load(none.cancel) ? QWEN3_ERR_CANCELLED : status;
 }
 
 const int32_t *part_route(const workspace *ws, int layer, int pos) {

@@ -12,7 +12,8 @@ typedef struct {
     const token_place *places; /* [n] in the kv caches of this sequence, or of others of its type */
     int n;                     /* 1 to batch */
     struct workspace *host;    /* of the host's, for what of a pass it computes */
-    const atomic_bool *cancel; /* ends it behind a layer, as QWEN3_ERR_CANCELLED without a text */
+    atomic_bool *cancel; /* ends it behind a layer, or while a read does not come, as
+                            QWEN3_ERR_CANCELLED without a text */
 } gpu_tokens;
 
 /* Computes tokens: of one sequence in a row, or up to FEW_COLUMNS of different ones. Logits of the

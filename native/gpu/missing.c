@@ -50,7 +50,8 @@ static void count(pass *p, int n_wanted, int n_missing) {
 }
 
 static void copy_expert(pass *p, int layer, int expert, int slot) {
-    if (p->status == QWEN3_OK) p->status = tier_copy(p->m->tier, layer, expert, slot, p->err);
+    if (p->status == QWEN3_OK)
+        p->status = tier_copy(p->m->tier, layer, expert, slot, p->cancel, p->err);
     if (p->status != QWEN3_OK) return;
     p->m->stats.copied++;
     p->m->stats.bytes_copied += p->m->banks[layer].bytes;
@@ -98,7 +99,8 @@ static void compute(pass *p, int layer, cpu_part *cpu) {
     start[p->c->n_experts] = n;
     if (n && p->status == QWEN3_OK)
         p->status = part_compute(p->host, t->first + layer, t->normed, p->n, start, token,
-                                 t->rows + (size_t)cpu->n_rows * (size_t)p->c->n_embd, p->err);
+                                 t->rows + (size_t)cpu->n_rows * (size_t)p->c->n_embd, p->cancel,
+                                 p->err);
     cpu->n_rows += n;
 }
 

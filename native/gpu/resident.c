@@ -101,7 +101,7 @@ static gpu_bank copy_experts(uploader *u, int index, int n_experts) {
         const uint8_t *part[N_PARTS];
         int32_t next = e + 1;
         if (store) experts_want(store, index, &e, 1, &next, next < n_experts, true);
-        u->status = find_expert(host, index, e, part, u->err);
+        u->status = find_expert(host, index, e, part, NULL, u->err);
         for (int p = 0; p < N_PARTS; p++)
             put(u, slots + (size_t)e * bank.bytes + bank.offset[p], part[p], matrix_bytes(w[p]));
         if (store && u->status == QWEN3_OK) /* before another takes its place */

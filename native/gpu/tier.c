@@ -63,14 +63,15 @@ static size_t n_rows(const gpu_tier *t) {
 /* ---- copies ---------------------------------------------------------------------------- */
 
 qwen3_status find_expert(const qwen3_model *m, int layer, int expert, const uint8_t *part[N_PARTS],
-                         qwen3_error *err) {
+                         const atomic_bool *cancel, qwen3_error *err) {
     expert_store *store = m->offload.experts;
     for (int i = 0; i < N_PARTS; i++) {
         const weight *w = part_of(&m->layers[layer], i);
-        part[i] = store ? experts_matrix(store, layer, expert, (expert_part)i, NULL)
+        part[i] = store ? experts_matrix(store, layer, expert, (expert_part)i, cancel)
                         : w->data + (size_t)expert * matrix_bytes(w);
     }
-    return store ? experts_status(store, err) : QWEN3_OK;
+    qwen3_status status = store ? experts_status(store, err) : QWEN3_OK;
+    return status == QWEN3_OK && cancel && atomic_load(cancel) ? QWEN3_ERR_CANCELLED : status;
 }
 
 typedef struct {
@@ -90,49 +91,40 @@ static void gather(void *arg, int tid, int n_threads) {
 
 /* What of an expert goes where, as a slot has it. */
 static qwen3_status locate(gpu_tier *t, int layer, int expert, uint8_t *to, gathering *g,
-                           qwen3_error *err) {
+                           const atomic_bool *cancel, qwen3_error *err) {
     int index = t->first + layer;
     for (int part = 0; part < N_PARTS; part++) {
         g->bytes[part] = matrix_bytes(part_of(&t->host->layers[index], part));
         g->to[part] = to + t->banks[layer].offset[part];
     }
-    return find_expert(t->host, index, expert, g->from, err);
+    return find_expert(t->host, index, expert, g->from, cancel, err);
 }
 
-/* All threads: one alone is slower than PCIe. */
-static qwen3_status gather_expert(gpu_tier *t, int layer, int expert, uint8_t *to,
-                                  qwen3_error *err) {
+/* By all threads: one alone is slower than PCIe. */
+static qwen3_status copy_buffered(gpu_tier *t, gathering *g, uint8_t *from, uint8_t *to,
+                                  size_t bytes, qwen3_error *err) {
+    pool_run(t->host->pool, gather, g);
+    qwen3_status status = t->api->sync(t->device, GPU_COPY, err); /* of the other buffer */
+    if (status == QWEN3_OK) status = t->api->upload(t->device, GPU_COPY, to, from, bytes, err);
+    return status;
+}
+
+static qwen3_status copy_from_store(gpu_tier *t, const gathering *g, qwen3_error *err) {
+    qwen3_status status = QWEN3_OK;
+    for (int i = 0; i < N_PARTS && status == QWEN3_OK; i++)
+        status = t->api->upload(t->device, GPU_COPY, g->to[i], g->from[i], g->bytes[i], err);
+    return status;
+}
+
+qwen3_status tier_copy(gpu_tier *t, int layer, int expert, int slot, const atomic_bool *cancel,
+                       qwen3_error *err) {
+    uint8_t *there = t->memory + (size_t)slot * t->slot_bytes, *buffer = t->buffer[t->filled ^= 1];
     gathering g;
-    qwen3_status status = locate(t, layer, expert, to, &g, err);
-    if (status == QWEN3_OK) pool_run(t->host->pool, gather, &g);
-    return status;
-}
-
-static qwen3_status copy_buffered(gpu_tier *t, int layer, int expert, uint8_t *to,
-                                  qwen3_error *err) {
-    uint8_t *from = t->buffer[t->filled ^= 1];
-    qwen3_status status = gather_expert(t, layer, expert, from, err);
-    if (status == QWEN3_OK) /* then the other buffer may be filled */
-        status = t->api->sync(t->device, GPU_COPY, err);
-    if (status == QWEN3_OK)
-        status = t->api->upload(t->device, GPU_COPY, to, from, t->banks[layer].bytes, err);
-    return status;
-}
-
-static qwen3_status copy_from_store(gpu_tier *t, int layer, int expert, uint8_t *to,
-                                    qwen3_error *err) {
-    gathering g;
-    qwen3_status status = locate(t, layer, expert, to, &g, err);
-    for (int part = 0; part < N_PARTS && status == QWEN3_OK; part++)
-        status =
-            t->api->upload(t->device, GPU_COPY, g.to[part], g.from[part], g.bytes[part], err);
-    return status;
-}
-
-qwen3_status tier_copy(gpu_tier *t, int layer, int expert, int slot, qwen3_error *err) {
-    uint8_t *to = t->memory + (size_t)slot * t->slot_bytes;
-    return t->store_slots ? copy_from_store(t, layer, expert, to, err)
-                          : copy_buffered(t, layer, expert, to, err);
+    qwen3_status status =
+        locate(t, layer, expert, t->store_slots ? there : buffer, &g, cancel, err);
+    if (status != QWEN3_OK) return status;
+    return t->store_slots ? copy_from_store(t, &g, err)
+                          : copy_buffered(t, &g, buffer, there, t->banks[layer].bytes, err);
 }
 
 qwen3_status tier_want(gpu_tier *t, int layer, const int32_t *experts, int n, const int32_t *next,
@@ -208,7 +200,7 @@ static qwen3_status fill_layer(gpu_tier *t, int layer, qwen3_error *err) {
     for (int32_t e = 0; e < n && status == QWEN3_OK; e++) {
         int32_t next = e + 1;
         status = tier_want(t, layer, &e, 1, &next, next < n, true, err);
-        if (status == QWEN3_OK) status = tier_copy(t, layer, e, slot_of[e], err);
+        if (status == QWEN3_OK) status = tier_copy(t, layer, e, slot_of[e], NULL, err);
     }
     return status;
 }

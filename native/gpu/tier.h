@@ -29,9 +29,10 @@ gpu_bank bank_of(const layer *);
 void bank_lies_in(gpu_bank *, const uint8_t *slots, size_t slot_bytes);
 
 /* Where a layer of the host has an expert's matrices: in its store, which reads it and says why it
- * could not, or in the file's mapping. */
+ * could not, or in the file's mapping. cancel, which may be NULL, ends the wait for a read, as
+ * QWEN3_ERR_CANCELLED without a text. */
 qwen3_status find_expert(const qwen3_model *, int layer, int expert, const uint8_t *part[N_PARTS],
-                         qwen3_error *err);
+                         const atomic_bool *cancel, qwen3_error *err);
 
 /* Layers are counted from the device's first one on. */
 typedef struct {
@@ -74,8 +75,10 @@ void tier_close(gpu_tier *);
 /* With a store: wants experts as experts_want does, when no copy runs from one that may leave. */
 qwen3_status tier_want(gpu_tier *, int layer, const int32_t *experts, int n, const int32_t *next,
                        int n_next, bool passing, qwen3_error *err);
-/* Queues the copy of an expert on the copy stream. With a store it must have been wanted. */
-qwen3_status tier_copy(gpu_tier *, int layer, int expert, int slot, qwen3_error *err);
+/* Queues the copy of an expert on the copy stream. With a store it must have been wanted; for
+ * cancel see find_expert. */
+qwen3_status tier_copy(gpu_tier *, int layer, int expert, int slot, const atomic_bool *cancel,
+                       qwen3_error *err);
 /* Queues the table's rows of layers, and the one behind them, on the compute stream. */
 qwen3_status tier_publish(gpu_tier *, qwen3_error *err);
 /* After a pass that failed: until no copy runs any more. */

@@ -2,9 +2,13 @@
  * copies, over RAM and over a store, the CPU's logits, and what fails is an error and no more.
  * test_gpu_offload [few]: the emulation is slow, with sanitizers most of all. */
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "gpu/forward.h"
@@ -104,6 +108,8 @@ static void close_all(machine *m) {
 
 static int32_t id_of(int pos) { return (pos * 7919 + 13) % VOCAB; }
 
+static atomic_bool cancel;
+
 /* n more tokens: the logits of the last one. */
 static qwen3_status extend(machine *m, int n, float *logits, qwen3_error *err) {
     int32_t ids[CONTEXT];
@@ -112,7 +118,8 @@ static qwen3_status extend(machine *m, int n, float *logits, qwen3_error *err) {
         ids[i] = id_of(m->n + i);
         places[i] = (token_place){m->sequence.kv, m->sequence.stream, m->n + i};
     }
-    gpu_tokens tokens = {.ids = ids, .places = places, .n = n, .host = &m->session->work};
+    gpu_tokens tokens = {.ids = ids, .places = places, .n = n, .host = &m->session->work,
+                         .cancel = &cancel};
     qwen3_status status = gpu_forward(&m->sequence, &tokens, 1, logits, err);
     if (status == QWEN3_OK) m->n += n;
     return status;
@@ -411,6 +418,64 @@ static void test_read_errors(void) {
     free(bytes);
 }
 
+/* ---- a disk that does not come back ------------------------------------------------------- */
+
+static atomic_bool stalls;
+static atomic_int n_stalled;
+
+/* What the store's readers call. */
+ssize_t pread(int fd, void *to, size_t size, off_t offset) {
+    atomic_fetch_add(&n_stalled, 1);
+    while (atomic_load(&stalls)) nanosleep(&(struct timespec){0, 1000000}, NULL);
+    atomic_fetch_sub(&n_stalled, 1);
+    return preadv(fd, &(struct iovec){to, size}, 1, offset);
+}
+
+typedef struct {
+    machine *m;
+    int n; /* tokens of a step */
+    qwen3_status status;
+    atomic_bool ended;
+} job;
+
+/* All experts are wanted in turn, so that some are read. */
+static void *run_steps(void *arg) {
+    static float logits[VOCAB];
+    qwen3_error err = {0};
+    job *j = arg;
+    for (int i = 0; i < EXPERTS / USED && j->status == QWEN3_OK; i++)
+        j->status = extend(j->m, j->n, logits, &err);
+    atomic_store(&j->ended, true);
+    return NULL;
+}
+
+/* A prompt, a copy, what the CPU computes: each waits for a read, and no longer than it shall. */
+static void test_cancel(void) {
+    static result r;
+    for (int i = 0; i < 3; i++) {
+        machine m;
+        pthread_t thread;
+        tiers t = {least(), i == 1 ? 1 : 0, true, NULL};
+        open_all(&m, &t);
+        force(&m, routes, EXPERTS / USED);
+        atomic_store(&stalls, true);
+        job j = {.m = &m, .n = i ? 1 : PROMPT};
+        if (pthread_create(&thread, NULL, run_steps, &j)) abort();
+        while (!atomic_load(&n_stalled) && !atomic_load(&j.ended))
+            nanosleep(&(struct timespec){0, 1000000}, NULL);
+        atomic_store(&cancel, true);
+        pthread_join(thread, NULL); /* for ever, if it waits on */
+        CHECK(j.status == QWEN3_ERR_CANCELLED, "way %d: %d", i, j.status);
+        atomic_store(&cancel, false);
+        atomic_store(&stalls, false);
+        force(&m, NULL, 0);
+        m.n = 0;
+        compute(&m, &r);
+        CHECK(divergence(reference, r.logits, n_steps()) <= 1e-4, "behind a cancelled step %d", i);
+        close_all(&m);
+    }
+}
+
 int main(int argc, char **argv) {
     few = argc > 1 && !strcmp(argv[1], "few");
     measure();
@@ -424,5 +489,6 @@ int main(int argc, char **argv) {
     test_too_small();
     test_no_memory();
     test_read_errors();
+    test_cancel();
     return failures != 0;
 }
