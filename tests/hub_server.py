@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -85,7 +85,27 @@ def cut(n: int) -> Fault:
 
 def slow(n: int, seconds: float) -> Fault:
     """A pause before every n bytes."""
-    return lambda handler, data: handler.content(data, step=n, pause=seconds)
+    return lambda handler, data: handler.content(data, step=n, pause=lambda _: time.sleep(seconds))
+
+
+def stalled(n: int, until: Event) -> Fault:
+    """Nothing comes after n bytes, until an event."""
+
+    def pause(at: int) -> None:
+        if at:
+            until.wait()
+
+    return lambda handler, data: handler.content(data, step=n, pause=pause)
+
+
+def notified(sent: Event) -> Fault:
+    """Tells that all was sent."""
+
+    def fault(handler: _Handler, data: bytes) -> None:
+        handler.content(data)
+        sent.set()
+
+    return fault
 
 
 def shifted(by: int) -> Fault:
@@ -267,9 +287,10 @@ class _Handler(BaseHTTPRequestHandler):
         stop: int | None = None,
         shift: int = 0,
         step: int = 2**16,
-        pause: float = 0,
+        pause: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """The bytes that were asked for; stop: only so many of them."""
+        """The bytes that were asked for; stop: only so many of them. pause: is called before
+        every step with what was sent."""
         found = _RANGE.match(self.headers.get("Range", "")) if ranges else None
         start = int(found[1]) if found else 0
         if found and start >= len(data):
@@ -284,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         sent = body if stop is None else body[:stop]
         for at in range(0, len(sent), step):
-            time.sleep(pause)
+            pause(at)
             self.wfile.write(sent[at : at + step])
         if stop is not None:
             self._hang_up()
