@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -254,7 +255,9 @@ def test_a_session_in_use_turns_a_second_thread_away(model: Model) -> None:
     threads = [threading.Thread(target=append) for _ in range(2)]
     for thread in threads:
         thread.start()
-    done.wait(0.3)
+    end = time.monotonic() + 60
+    while not errors and time.monotonic() < end:
+        done.wait(0.01)
     done.set()
     for thread in threads:
         thread.join()
