@@ -18,12 +18,14 @@ from forked import Server
 COMMAND = [sys.executable, "-m", "qwen3cli"]
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "What is 17 + 48 - 5?"
-# The first token of the answer over and over, to the end of the context.
-ENDLESS = ["-m", "nano", "--no-think", "--temp", "0", "--presence-penalty", "-100"]
-# To "hello" thoughts to the end of the context: drawn from the 8 tokens that came most, which
+PATIENCE = 120  # seconds: only what hangs takes longer, on a machine of any load
+# The first token of the answer over and over, to the end of a context that takes minutes.
+ENDLESS = ["-m", "nano", "--no-think", "--temp", "0", "--presence-penalty", "-100",
+           "--ctx", "32768"]  # fmt: skip
+# To "hello" thoughts to the end of such a context: drawn from the 8 tokens that came most, which
 # repeats nothing for long. (A loop would be noticed.)
 THINKING = ["-m", "nano", "--temp", "50", "--top-k", "8", "--top-p", "1", "--seed", "3",
-            "--presence-penalty", "-100"]  # fmt: skip
+            "--presence-penalty", "-100", "--ctx", "32768"]  # fmt: skip
 _STYLES = re.compile(r"\x1b\[[02]m")
 
 
@@ -54,7 +56,7 @@ class Command:
     ) -> subprocess.CompletedProcess[str]:
         """Runs it through pipes, to its end."""
         data = input.encode() if isinstance(input, str) else input
-        where = {"cwd": self.home, "env": environment(self.home, **env), "timeout": 60}
+        where = {"cwd": self.home, "env": environment(self.home, **env), "timeout": PATIENCE}
         if _SERVER.can_run(where["env"]):
             done = _SERVER.run([*args], input=data, **where)
         else:
@@ -71,7 +73,7 @@ class Command:
             cwd=self.home,
             env=environment(self.home, **env),
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -120,7 +122,7 @@ class TerminalCommand:
             dimensions=(lines, columns),
             encoding="utf-8",
             codec_errors="replace",
-            timeout=30,
+            timeout=PATIENCE,
         )
         self._process.delaybeforesend = None  # everything here waits for what it answers
         self._process.ptyproc.delayafterclose = 0
@@ -147,7 +149,7 @@ class TerminalCommand:
 
     def wait_until_it_shows(self, condition: Callable[[], bool], what: str = "it") -> None:
         """Waits until the screen is as it should be."""
-        end = time.monotonic() + 30  # a panel never ceases to change
+        end = time.monotonic() + PATIENCE  # a panel never ceases to change
         while not condition():
             try:
                 self.wait_for(".+")
@@ -174,7 +176,7 @@ class TerminalCommand:
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Waits for what the output does not show."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -213,11 +215,7 @@ class TerminalCommand:
 
     def wait_for_file(self, file: Path, size: int) -> None:
         """Waits until a file has so many bytes."""
-        for _ in range(3000):
-            if file.exists() and file.stat().st_size >= size:
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"{file} stays shorter than {size} bytes")
+        self.wait_until(lambda: file.exists() and file.stat().st_size >= size)
 
     @property
     def text(self) -> str:

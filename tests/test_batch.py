@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import QUESTION, Command
+from commandline import PATIENCE, QUESTION, Command
 
 from qwen3cli.engine import TOGETHER, Cancelled, Model, Session, extend_together
 from qwen3cli.errors import ContextOverflow, UsageError
@@ -198,14 +198,13 @@ def test_ctrl_c_keeps_what_is_finished(qwen3: Command) -> None:
     out = qwen3.home / "out.jsonl"
     flags = ["--batch", "in.jsonl", "-o", "out.jsonl", "--ctx", "16384"]
     process = qwen3.start("run", "-m", "nano", *flags)
-    for _ in range(600):
-        if out.exists() and out.read_bytes():
-            break
-        time.sleep(0.05)
+    while not (out.exists() and out.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.01)
     again = qwen3("run", "-m", "nano", *flags)
     assert again.returncode == 1 and "another batch is writing it" in again.stderr
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert b"1 of 4 lines are done" in err and b"goes on from here" in err
     assert set(answers(qwen3)) == {1}

@@ -181,7 +181,7 @@ def test_a_dumb_terminal_sees_no_escapes(qwen3: Command) -> None:
 
 def test_ctrl_c_ends_the_thoughts_and_then_the_answer(qwen3: Command) -> None:
     # Nothing else thinks for so long: greedy, and every token makes itself likelier.
-    args = ["-m", "nano", "--temp", "0", "--presence-penalty", "-100", "--thoughts", "show"]
+    args = [*(flag for flag in ENDLESS if flag != "--no-think"), "--thoughts", "show"]
     terminal = qwen3.terminal("chat", *args)
     terminal.wait_for_prompt()
     terminal.type("hello\r")

@@ -9,7 +9,7 @@ import signal
 from typing import Any
 
 import pytest
-from commandline import ENDLESS, QUESTION, THINKING, Command
+from commandline import ENDLESS, PATIENCE, QUESTION, THINKING, Command
 
 GREEDY = ("-m", "nano", "--temp", "0")
 DRAWN = ("-m", "nano", "--temp", "100", "--top-k", "0", "--top-p", "1", "--no-think")
@@ -205,7 +205,7 @@ def test_every_event_is_written_at_once(qwen3: Command) -> None:
     assert seen == ["start", "answer", "answer"]
     process.send_signal(signal.SIGINT)
     *_, end = process.stdout.read().splitlines()
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert json.loads(end)["answer_stop"] == "user"
     assert process.stderr.read() == b""
 
@@ -279,5 +279,5 @@ def test_ctrl_c_ends_it_at_once_where_nobody_watches(qwen3: Command) -> None:
     assert process.stdout and process.stderr
     process.stderr.read(40)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert process.stdout.read() == b""

@@ -33,8 +33,9 @@ from commandline import (
 from qwen3cli.chat import transcripts
 
 # Thinks to the end of the context and answers as long, in ever different words.
-MUSING = ["-m", "nano", "--temp", "2", "--top-k", "0", "--top-p", "1", "--presence-penalty", "-20"]
-PATIENCE = 4000  # looks, one in 10 ms: no clock, for a machine may stand still
+MUSING = ["-m", "nano", "--temp", "2", "--top-k", "0", "--top-p", "1", "--presence-penalty", "-20",
+          "--ctx", "32768"]  # fmt: skip
+PATIENCE = 12_000  # looks, one in 10 ms: no clock, for a machine may stand still
 HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 TSTP, CONT = signal.SIGTSTP, signal.SIGCONT
 _TURNS = re.compile(r"(\d+) turns?, ")
@@ -189,7 +190,8 @@ class Chat(Job):
     """A chat in which signals come."""
 
     def __init__(self, qwen3: Command, rng: random.Random) -> None:
-        super().__init__(qwen3, "chat", *MUSING, "--threads", "1", "--overflow", "drop-oldest")
+        full = ["--ctx", "4096", "--overflow", "drop-oldest"]
+        super().__init__(qwen3, "chat", *MUSING, "--threads", "1", *full)
         self._rng = rng
         self.until(lambda: self.reads_lines)
 
@@ -332,7 +334,11 @@ def test_a_storm_of_interrupts_at_the_prompt(qwen3: Command) -> None:
 
 def test_a_chat_whose_terminal_is_gone(qwen3: Command) -> None:
     chat = Chat(qwen3, random.Random(0))
-    chat.answer(thinking=False)
+    chat.ask("hello /no_think")
+    start = len(chat.raw)
+    chat.until(lambda: len(chat.raw) > start + 1000)  # more than its prompt draws
+    chat.interrupt()
+    chat.until(lambda: chat.reads_lines)
     chat.ask("hello /no_think")
     chat.sleep(0.1)
     # Not by its number, which would be closed again, as another's, with the object.
@@ -423,7 +429,7 @@ def test_a_signal_in_a_run_through_pipes(seed: int, qwen3: Command) -> None:
         if seed % 5 == 1:
             time.sleep(rng.random() / 10)
             process.send_signal(number)
-        out, err = process.communicate(timeout=40)
+        out, err = process.communicate(timeout=PATIENCE / 100)
     # A signal that comes before there is anything to end ends the process, for a shell with 130.
     assert process.returncode in ((130, -INT) if number == INT else (-number,))
     assert err == b""
@@ -442,7 +448,7 @@ def test_a_signal_in_a_chat_through_pipes(seed: int, qwen3: Command) -> None:
         process.stdout.read(1)
         time.sleep(moment(rng))
         process.send_signal(INT)
-        assert process.wait(40) == 130
+        assert process.wait(PATIENCE / 100) == 130
         assert process.stderr and process.stderr.read() == b""
 
 
