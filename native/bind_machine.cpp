@@ -59,6 +59,7 @@ nb::tuple devices() {
         nb::gil_scoped_release release;
         n = qwen3_n_devices(&why);
     }
+    if (n == 0 && why.status != QWEN3_ERR_UNSUPPORTED) raise(why);
     nb::list all;
     for (int i = 0; i < n; i++) all.append(device_at(i));
     return nb::make_tuple(all, to_text({why.text, n ? 0 : std::strlen(why.text)}));

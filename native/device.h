@@ -16,7 +16,7 @@ typedef struct {
     bool unified;                     /* its memory is the host's */
 } qwen3_device;
 
-/* 0: why there is none. The backend is looked for once: see gpu/load.h. */
+/* 0: why there is none; its status tells what gpu/load.h says. The backend is looked for once. */
 int qwen3_n_devices(qwen3_error *why);
 /* index: below qwen3_n_devices. */
 qwen3_status qwen3_device_describe(int index, qwen3_device *, qwen3_error *err);

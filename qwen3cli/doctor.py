@@ -87,11 +87,13 @@ def _report() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    """The devices of the engine, with the driver; why there is none."""
+    """The devices of the engine, with the driver; why there is none, and whether that is a
+    failure: of a GPU that cannot be asked, or a backend that cannot be used."""
+    failed = False
     try:
         found, why = devices()
     except Qwen3Error as error:
-        found, why = [], str(error)
+        found, why, failed = [], str(error), True
     driver = system.nvidia_driver()
     return {
         "devices": [
@@ -103,6 +105,7 @@ def _gpu() -> dict[str, Any]:
             for index, device in enumerate(found)
         ],
         "why": why,
+        "failed": failed,
     }
 
 
@@ -146,8 +149,11 @@ def findings(report: dict[str, Any]) -> list[dict[str, Any]]:
             f"this container may use {cpu['quota']:g} CPUs, the engine takes {cpu['threads']} "
             f"threads: `qwen3 config set threads {max(1, int(cpu['quota']))}`"
         )
-    if report["gpus"] and not report["gpu"]["devices"]:
-        add(f"{report['gpus'][0]}: is there, and not used: {report['gpu']['why']}")
+    gpu = report["gpu"]
+    if report["gpus"] and not gpu["devices"]:
+        add(f"{report['gpus'][0]}: is there, and not used: {gpu['why']}")
+    elif gpu["failed"]:
+        add(f"no GPU can be used: {gpu['why']}")
     if cpu["isa"] == "scalar":
         add("the engine computes without vectors, many times slower: see QWEN3_ISA in the README")
     if disk["type"] and system.on_network(disk["type"]):

@@ -233,7 +233,8 @@ class Device(NamedTuple):
 
 
 def devices() -> tuple[list[Device], str]:
-    """The GPUs, and why there is none ("" otherwise)."""
+    """The GPUs, and why there is none ("" otherwise). Raises Qwen3Error for one, or a backend,
+    that is there and cannot be used."""
     try:
         found, why = qwen3_native.devices()
     except qwen3_native.NativeError as error:

@@ -118,7 +118,7 @@ def test_compute_sanitizers_summary(emulated_gpu: Path, dense: Path, tmp_path: P
 
 def test_without_a_gpu_it_says_why() -> None:
     done = run("/there/is/none.so")
-    assert done.returncode == 1 and "no GPU 0" in done.stderr and "none.so" in done.stderr
+    assert done.returncode == 1 and "/there/is/none.so" in done.stderr
     assert done.stdout == ""
 
 

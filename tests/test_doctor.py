@@ -117,7 +117,7 @@ def sound() -> dict[str, Any]:
         "folders": {"models": {"path": "/m", "there": True, "writable": True}},
         "settings": [],
         "gpus": [],
-        "gpu": {"devices": [], "why": "it was built without one"},
+        "gpu": {"devices": [], "why": "it was built without one", "failed": False},
         "model": {"path": "/m/x.gguf", "least_bytes": 5 * GB},
     }
 
@@ -126,8 +126,12 @@ def test_a_gpu_that_is_not_used_is_told_with_the_reason() -> None:
     report = sound() | {"gpus": ["Quick 5, 8192 MiB, driver 560.1"]}
     (found,) = findings(report)
     assert found["text"].startswith("Quick 5") and "built without one" in found["text"]
-    used = {"devices": [{"name": "Quick 5"}], "why": ""}
+    used = {"devices": [{"name": "Quick 5"}], "why": "", "failed": False}
     assert findings(report | {"gpu": used}) == []
+    broken = {"devices": [], "why": "x.so does not load", "failed": True}
+    for gpus in ([], report["gpus"]):  # where the system lists none, too
+        (found,) = findings(sound() | {"gpus": gpus, "gpu": broken})
+        assert "x.so does not load" in found["text"] and not found["broken"]
 
 
 def test_a_line_for_each_gpu_or_why_there_is_none() -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = "from qwen3cli.engine import devices; print(devices())"
 
 
@@ -14,7 +16,7 @@ def devices(**env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         env={**os.environ, **env},
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=True,
     )
@@ -27,5 +29,6 @@ def test_a_process_finds_the_emulated_device(emulated_gpu: Path) -> None:
 
 
 def test_a_library_that_is_missing_is_named() -> None:
-    found = devices(QWEN3_GPU_LIBRARY="/nowhere/backend.so")
-    assert found.startswith("([], ") and "/nowhere/backend.so" in found
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        devices(QWEN3_GPU_LIBRARY="/nowhere/backend.so")
+    assert "Qwen3Error: " in failed.value.stderr and "/nowhere/backend.so" in failed.value.stderr

@@ -208,6 +208,21 @@ def test_a_perplexity(gpu: Gpu, qwen3: Command) -> None:
     assert there["perplexity"]["value"] == pytest.approx(here["perplexity"]["value"], rel=0.02)
 
 
+def test_doctor_tells_of_a_backend_that_cannot_be_used(gpu: Gpu, qwen3: Command) -> None:
+    old = gpu("doctor", QWEN3_TEST_BACKEND="old").stderr
+    assert re.search(r"^look: no GPU can be used: .* another version .*_LIBRARY names", old, re.M)
+    asked = gpu(*ASK, "--gpu", "2", code=1, QWEN3_TEST_BACKEND="old")
+    assert "of another version of qwen3" in asked.stderr
+    assert gpu(*ASK, QWEN3_TEST_BACKEND="old").stdout == "2\n"  # auto: the CPU
+    lost = qwen3("doctor", "--json", QWEN3_GPU_LIBRARY="/there/is/none.so")
+    report = json.loads(lost.stdout)
+    assert lost.returncode == 0 and report["gpu"]["failed"]
+    assert "/there/is/none.so" in report["findings"][0]["text"]
+    asleep = json.loads(gpu("doctor", "--json", QWEN3_TEST_BACKEND="none").stdout)
+    assert not asleep["gpu"]["failed"] and asleep["gpu"]["why"] == "the driver is asleep"
+    assert not any("asleep" in found["text"] for found in asleep["findings"])
+
+
 def test_doctor_and_fit(gpu: Gpu) -> None:
     report = json.loads(gpu("doctor", "--json").stdout)["gpu"]
     (device,) = report["devices"]

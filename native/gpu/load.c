@@ -36,19 +36,19 @@ static bool beside(char path[PATH_MAX]) {
     return snprintf(path, PATH_MAX, "%.*s/%s", folder, self.dli_fname, LIBRARY) < PATH_MAX;
 }
 
-static const gpu_api *open_backend(const char *path, qwen3_error *why) {
+static const gpu_api *open_backend(const char *path, const char *advice, qwen3_error *why) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
-        fail(why, QWEN3_ERR_UNSUPPORTED, "the GPU backend does not load: %s", dlerror());
+        fail(why, QWEN3_ERR_IO, "the GPU backend does not load: %s: %s", dlerror(), advice);
         return NULL;
     }
     gpu_entry *entry = (gpu_entry *)dlsym(library, "qwen3_gpu");
     const gpu_api *api = entry ? entry() : NULL;
     if (!api)
-        fail(why, QWEN3_ERR_UNSUPPORTED, "%s is no GPU backend of qwen3", path);
+        fail(why, QWEN3_ERR_FORMAT, "%s is no GPU backend of qwen3: %s", path, advice);
     else if (api->version != GPU_API_VERSION)
-        fail(why, QWEN3_ERR_UNSUPPORTED, "%s is of another version of qwen3 (interface %d, not "
-             "%d): install qwen3 anew", path, api->version, GPU_API_VERSION);
+        fail(why, QWEN3_ERR_FORMAT, "%s is of another version of qwen3 (interface %d, not %d): %s",
+             path, api->version, GPU_API_VERSION, advice);
     else if (api->count(why) > 0)
         return api;
     return NULL; /* it stays loaded: a driver's library may have threads by now */
@@ -58,12 +58,12 @@ static void find(void) {
     char path[PATH_MAX];
     const char *forced = getenv("QWEN3_GPU_LIBRARY");
     if (forced && *forced) {
-        found = open_backend(forced, &reason);
+        found = open_backend(forced, "QWEN3_GPU_LIBRARY names this file", &reason);
     } else if (!beside(path) || access(path, F_OK) != 0) {
         fail(&reason, QWEN3_ERR_UNSUPPORTED, "this installation of qwen3 has no GPU backend: "
              "where it was built there was no GPU, or no nvcc, CUDA's compiler");
     } else {
-        found = open_backend(path, &reason);
+        found = open_backend(path, "install qwen3 anew", &reason);
     }
 }
 

@@ -77,11 +77,11 @@ static void exhaust(const gpu_api *api) {
     use(api);
 }
 
-static const gpu_api *expect_none(const char *reason) {
+static const gpu_api *expect_none(const char *reason, qwen3_status status) {
     qwen3_error why = {};
     const gpu_api *api = gpu_find(&why);
     if (check(!api, reason, "a backend was found"))
-        check(why.status == QWEN3_ERR_UNSUPPORTED && contains(why.text, reason), reason, why.text);
+        check(why.status == status && contains(why.text, reason), reason, why.text);
     return api;
 }
 
@@ -147,11 +147,20 @@ int main(int argc, char **argv) {
     } else if (mode == "here") {
         here();
     } else {
-        in_child(nullptr, nullptr, [] { expect_none("no GPU backend"); });
-        in_child("/nowhere/backend.so", nullptr, [] { expect_none("/nowhere/backend.so"); });
-        in_child("libm.so.6", nullptr, [] { expect_none("libm.so.6 is no GPU backend"); });
-        in_child(BACKEND, "old", [] { expect_none("of another version"); });
-        in_child(BACKEND, "none", [] { expect_none("the driver is asleep"); });
+        in_child(nullptr, nullptr, [] {
+            expect_none("no GPU backend", QWEN3_ERR_UNSUPPORTED);
+        });
+        in_child("/nowhere/backend.so", nullptr, [] {
+            expect_none("/nowhere/backend.so", QWEN3_ERR_IO);
+            expect_none("QWEN3_GPU_LIBRARY names this file", QWEN3_ERR_IO);
+        });
+        in_child("libm.so.6", nullptr, [] {
+            expect_none("libm.so.6 is no GPU backend", QWEN3_ERR_FORMAT);
+        });
+        in_child(BACKEND, "old", [] { expect_none("of another version", QWEN3_ERR_FORMAT); });
+        in_child(BACKEND, "none", [] {
+            expect_none("the driver is asleep", QWEN3_ERR_UNSUPPORTED);
+        });
         in_child(BACKEND, nullptr, [] { if (const gpu_api *api = expect_one()) exhaust(api); });
         in_child(BACKEND, nullptr, from_threads);
         beside("/proc/self/exe");
