@@ -166,6 +166,10 @@ def test_a_chat_and_a_batch(gpu: Gpu, qwen3: Command) -> None:
     assert said.stdout == "2\n"
     assert "1 of 4 layers on the GPU" in said.stderr  # of the reply
     assert re.search(r"^gpu: 1 of 4 layers on emulation, 2 MB$", said.stderr, re.M)
+    lines = "2 + 2 = ?\n/model nano-moe\n/stats\n"
+    moved = gpu("chat", *one, "--private", input=lines, code=CUT).stderr
+    assert re.search(r"^last reply: .* 1 of 4 layers on the GPU$", moved, re.M)  # of nano
+    assert re.search(r"^gpu: 1 of 3 layers on emulation, ", moved, re.M)
     (qwen3.home / "in.jsonl").write_text('{"prompt": "2 + 2 = ?"}\n' * 2)
     gpu("run", *one, "--batch", "in.jsonl", "-o", "out.jsonl", code=CUT)
     answers = [json.loads(line) for line in (qwen3.home / "out.jsonl").read_text().splitlines()]

@@ -24,7 +24,7 @@ from qwen3cli.options import check_setting, complete_models
 from qwen3cli.prompt import Message, render_prompt
 from qwen3cli.run import pieces
 from qwen3cli.run.question import objection
-from qwen3cli.run.statistics import experts, gpu, statistics
+from qwen3cli.run.statistics import experts, gpu
 from qwen3cli.screen.sanitize import clean
 from qwen3cli.session import Settings
 from qwen3cli.thinking.budgets import parse_budget
@@ -355,7 +355,7 @@ def _stats(talk: Talk, _argument: str) -> None:
     note(f"{turns} turn{'s' * (turns != 1)}, {used:,} of {n_ctx:,} tokens of context")
     _mode(talk)
     if talk.last is not None:
-        note(f"last reply: {statistics(talk.last, conversation.session)}")
+        note(f"last reply: {talk.last_statistics}")
     for line in (experts(conversation.session.model), gpu(conversation.session.model)):
         if line:
             note(line)

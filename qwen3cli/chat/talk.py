@@ -49,6 +49,7 @@ class Talk:
         self.typed = typed
         self.away: Callable[[], AbstractContextManager[None]] = nullcontext  # while it answers
         self.last: Reply | None = None
+        self.last_statistics = ""  # a line, told by the model that replied
         self.files: dict[str, str] = {}  # what goes with the next message, by name
         self.editing: str | None = None  # the message that the next one takes the place of
         self.left = False
@@ -114,11 +115,12 @@ class Talk:
                 talk.messages = before
                 raise
             there = True
+            self.last_statistics = statistics(reply, talk.session)
             kept = reply.answer_stop != "user" or bool(reply.answer)
             if kept:
                 self.store(*keep)
             if self.terminal.interactive:
-                self.terminal.note(statistics(reply, talk.session), dim=True)
+                self.terminal.note(self.last_statistics, dim=True)
         return kept
 
     def _terminate(self, number: int) -> None:
