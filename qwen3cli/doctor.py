@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -21,7 +22,7 @@ from qwen3cli.plan import system
 from qwen3cli.plan.fit import describe, describe_gpu
 from qwen3cli.plan.gpu import Card
 from qwen3cli.plan.machine import gpu_rates, nearest, peaks, rates_of_folder, reads_directly
-from qwen3cli.plan.memory import amount, available
+from qwen3cli.plan.memory import amount, available, part
 from qwen3cli.plan.sizes import sizes_of
 from qwen3cli.terminal import Terminal
 
@@ -139,8 +140,8 @@ def findings(report: dict[str, Any]) -> list[dict[str, Any]]:
     model = report["model"]
     if model and free is not None and model["least_bytes"] > free:
         add(
-            f"{model['path']} needs {amount(model['least_bytes'])} of memory, {amount(free)} are "
-            "available: `qwen3 fit` shows what fits"
+            f"{model['path']} needs {amount(model['least_bytes'], math.ceil)} of memory, "
+            f"{amount(free, math.floor)} are available: `qwen3 fit` shows what fits"
         )
     if (memory["swap_used"] or 0) >= _MUCH_SWAP:
         add(f"{amount(memory['swap_used'])} of memory are swapped out: close other programs")
@@ -261,8 +262,8 @@ def gpu_rows(gpu: dict[str, Any]) -> list[tuple[str, str]]:
     """Of the devices, or why there is none."""
     rows = []
     for device in gpu["devices"]:
-        text = f"{device['name']} ({device['backend']}): {device['free_bytes'] / 1e9:.1f} of "
-        text += f"{device['total_bytes'] / 1e9:.1f} GB free"
+        text = f"{device['name']} ({device['backend']}): "
+        text += f"{part(device['free_bytes'], device['total_bytes'])} free"
         text += ", which is the machine's memory" if device["unified"] else ""
         text += f", driver {device['driver']}" if device["driver"] else ""
         rows.append(("gpu", text))

@@ -43,9 +43,7 @@ def open_model(opening: Opening, tell: Tell, *, expected: bool = False) -> tuple
     card, why = opening.card, ""
     while True:
         placement = _placed(opening, card)
-        if why:
-            tell(f"qwen3: {why}: {'trying less of it' if placement.gpu else 'the CPU computes it'}")
-        for line in _plan(opening, placement, expected):
+        for line in _plan(opening, placement, expected, why):
             tell(line)
         model = Model(opening.path, threads=opening.threads, expert_bytes=placement.expert_bytes)
         gpu = placement.gpu
@@ -80,15 +78,18 @@ def _use(model: Model, placement: Placement, gpu: Share, kv: str | None) -> None
     model.session(n_ctx=placement.n_ctx, kv=device_type(placement.sizes, kv))
 
 
-def _plan(opening: Opening, placement: Placement, expected: bool) -> list[str]:
-    """What to tell of a model that is not all in one memory."""
+def _plan(opening: Opening, placement: Placement, expected: bool, why: str) -> list[str]:
+    """What to tell of a model that is not all in one memory, or, and why, was to have another
+    place on a GPU."""
     sizes, host, gpu = placement.sizes, placement.host, placement.gpu
     if sizes is None or host is None:
         return []
+    lines = [f"qwen3: {why}: the CPU computes it"] if why and not gpu else []
     mapped = placement.where == "mapped"
     split = gpu is not None and (gpu.layers < len(sizes.layers) or gpu.expert_bytes > 0)
-    if not (mapped or split or placement.expert_bytes):
-        return []
+    again = bool(why and gpu)
+    if not (mapped or split or again or placement.expert_bytes):
+        return lines
     speed = limit = None
     if expected:
         from qwen3cli.plan.machine import gpu_rates, rates
@@ -101,9 +102,9 @@ def _plan(opening: Opening, placement: Placement, expected: bool) -> list[str]:
         elif gpu is None or there is not None:
             both = (gpu, there) if gpu and there else None
             speed = predict(sizes, placement.expert_bytes, machine, kv=opening.kv, gpu=both)
-    lines = []
-    if split or placement.expert_bytes:
-        lines.append(placement.describe(opening.path.stem, speed))
+    if split or again or placement.expert_bytes:
+        line = placement.describe(opening.path.stem, speed)
+        lines.append(f"qwen3: {why}: trying less of it: {line}" if again else line)
     if mapped:
         lines.append(placement.warning(opening.path.name, limit))
     return lines

@@ -51,10 +51,11 @@ def test_the_same_answer_on_the_gpu(gpu: Gpu) -> None:
     auto = gpu(*ASK, "--json")
     want, found = json.loads(off.stdout), json.loads(auto.stdout)
     assert found["answer"] == want["answer"] and "gpu" not in want
-    assert {**found["gpu"], "bytes": 0} == {
-        "name": "emulation", "backend": "emulated", "layers": 4, "bytes": 0,
-    }  # fmt: skip
-    assert 4_000_000 < found["gpu"]["bytes"] < 6_000_000
+    weights = found["gpu"].pop("weight_bytes")
+    assert found["gpu"] == {"name": "emulation", "backend": "emulated", "layers": 4}
+    planned = json.loads(gpu("fit", "nano", "--ctx", "512", "--json").stdout)["gpu"]
+    assert weights <= planned["weight_bytes"] < 1.3 * weights  # in a driver's pages
+    assert planned["weight_bytes"] < planned["needed_bytes"] < planned["budget_bytes"]
     assert off.stderr == auto.stderr == ""  # all of it is in one memory: nothing to tell
     some = gpu(*FIRST, QWEN3_GPU="1", code=CUT)
     part = json.loads(some.stdout)
@@ -79,7 +80,9 @@ def test_three_tiers(gpu: Gpu, qwen3: Command) -> None:
     found = json.loads(done.stdout)
     experts = found["gpu"]["experts"]
     assert 0 < experts["slots"] < 3 * 128 and experts["hits"] > 0 and experts["misses"] > 0
-    assert found["gpu"]["bytes"] < 8_000_000
+    assert found["gpu"]["weight_bytes"] < 8_000_000
+    told = r" with 3 MB of .*; 4 tokens of context; 308 MB of memory for 8 of 10 MB of experts \("
+    assert re.search(told, done.stderr)
     assert found["perplexity"]["value"] == pytest.approx(here["perplexity"]["value"], rel=0.05)
 
 
@@ -92,7 +95,10 @@ def test_too_little_memory_takes_fewer_layers(gpu: Gpu) -> None:
     told = json.loads(done.stdout)
     assert told["gpu"]["layers"] == 1 and told["answer"] == "2"
     lines = done.stderr.splitlines()
-    assert "trying less of it" in lines[0] and "1 of 4 layers on emulation" in lines[-1]
+    assert len(lines) == 3  # of 3, 2 and 1 layers: each why, and what comes instead
+    for n, line in zip((3, 2, 1), lines, strict=True):
+        assert "for a context of 4096 tokens: the GPU has no " in line
+        assert f" bytes left: trying less of it: nano-dense-q8_0: {n} of 4 layers on emul" in line
     allowed = gpu(*ask, "--vram", "16M", code=CUT)  # from the start
     assert json.loads(allowed.stdout)["gpu"]["layers"] == 1
     assert len(allowed.stderr.splitlines()) == 1
@@ -120,7 +126,7 @@ def test_a_gpu_that_has_nothing_left_leaves_it_to_the_cpu(
     asked = opening.Opening(DENSE, card=Card("Quick 5", 10**9), n_ctx=4096)
     model, placement = opening.open_model(asked, told.append)
     assert placement.gpu is None and model.device is None and tried == [4, 3, 2, 1]
-    assert told[-1] == "qwen3: no memory is left: the CPU computes it"
+    assert told[-1] == "qwen3: no memory is left: the CPU computes it" and len(told) == 4
     model.session(n_ctx=8)
 
 
@@ -148,6 +154,8 @@ def test_what_is_refused(gpu: Gpu, qwen3: Command) -> None:
     assert re.search(
         r"4 layers .* take 30 MB on emulation, of which 16 MB .*; 1 fits", little.stderr
     )
+    close = gpu(*ASK, "--gpu", "4", "--vram", "29.5M", "--ctx", "4096", code=4).stderr
+    assert "take 30 MB on emulation, of which 29 MB" in close  # 29.52 and 29.5
     assert "is not auto, off or a number" in gpu(*ASK, "--gpu", "all", code=2).stderr
     assert "--vram 0G" in gpu(*ASK, "--vram", "0G", code=2).stderr
     assert "QWEN3_GPU: gpu: 'x' is not auto" in gpu(*ASK, code=2, QWEN3_GPU="x").stderr
@@ -165,7 +173,7 @@ def test_a_chat_and_a_batch(gpu: Gpu, qwen3: Command) -> None:
     said = gpu("chat", *one, "--private", input="2 + 2 = ?\n/stats\n", code=CUT)
     assert said.stdout == "2\n"
     assert "1 of 4 layers on the GPU" in said.stderr  # of the reply
-    assert re.search(r"^gpu: 1 of 4 layers on emulation, 2 MB$", said.stderr, re.M)
+    assert re.search(r"^gpu: 1 of 4 layers on emulation, 2 MB of weights$", said.stderr, re.M)
     lines = "2 + 2 = ?\n/model nano-moe\n/stats\n"
     moved = gpu("chat", *one, "--private", input=lines, code=CUT).stderr
     assert re.search(r"^last reply: .* 1 of 4 layers on the GPU$", moved, re.M)  # of nano

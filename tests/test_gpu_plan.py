@@ -312,7 +312,13 @@ def test_a_line_for_what_is_split() -> None:
     assert line.endswith(f"; 8,192 tokens of context, about {speed.tok_s:.0f} tok/s")
     tiers = plan(of("30b-a3b:q4_k_m"), 8 * GB, card=Card("Quick 5", 6 * GB)).describe("m")
     assert "all 48 layers on Quick 5 with" in tiers and "of experts (" in tiers
-    assert "8.0 GB of memory for" in tiers and "read from the file" in tiers
+    assert "; 8,192 tokens of context; 8.0 GB of memory for" in tiers  # all of it is on the GPU
+    assert "every token" not in tiers and tiers.endswith(
+        "; the other experts are read from the file"
+    )
+    some = plan(of("235b-a22b:q4_k_m"), 64 * GB, card=Card("Quick 5", 6 * GB)).describe("m")
+    assert "the first" in some and "GB that every token needs" in some
+    assert some.count(" tokens") == 1 and " and 8,192 tokens; the other" in some
 
 
 def test_sizes_of_a_file_are_complete() -> None:

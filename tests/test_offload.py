@@ -177,7 +177,7 @@ def test_chat_tells_what_became_of_the_experts(tmp_path: Path) -> None:
     chat = ("chat", "-m", "nano-moe", "--no-think", "--temp", "0", "--ctx", "2048")
     done = qwen3(*chat, "--ram", half_of_the_experts(2048), input="12 + 30\n/stats\n")
     told = re.search(
-        r"experts: [\d.]+ of ([\d.]+) GB .* ([\d,]+) were in memory, ([\d,]+) came .*waited",
+        r"experts: \d+ of (\d+) MB .* ([\d,]+) were in memory, ([\d,]+) came .*waited",
         done.stderr,
     )
     assert told and all(float(number.replace(",", "")) > 0 for number in told.groups())
@@ -212,6 +212,6 @@ def test_two_models_share_the_memory(tmp_path: Path) -> None:
     ram = int(half_of_the_experts(128, 4)[:-1])
     done = qwen3(*both, "--ram", f"{2 * ram}K")
     assert json.loads(done.stdout)["kl"]["max"] == 0
-    assert done.stderr.count(f"{ram / 1e6:.1f} GB of memory") == 2
+    assert done.stderr.count(f"{ram / 1e3:.0f} MB of memory for") == 2
     refused = qwen3(*both, "--ram", "400M")
     assert refused.returncode == 4 and "400 MB of memory is too little: 6" in refused.stderr

@@ -22,7 +22,7 @@ from qwen3cli.plan.machine import (
     rates,
     rates_of_folder,
 )
-from qwen3cli.plan.memory import amount
+from qwen3cli.plan.memory import amount, part
 from qwen3cli.plan.placement import Placement, place_sizes
 from qwen3cli.plan.predict import at_best, expected_misses, predict, prompt_seconds
 from qwen3cli.plan.sizes import Sizes, sizes_of
@@ -165,7 +165,8 @@ def _gpu(sizes: Sizes, gpu: Share, rates: GpuRates | None) -> dict[str, Any]:
     report: dict[str, Any] = {
         "name": gpu.card.name,
         "budget_bytes": gpu.card.budget,
-        "bytes": gpu.bytes,
+        "needed_bytes": gpu.bytes,
+        "weight_bytes": gpu.bytes - gpu.work,
         "layers": gpu.layers,
         "of_layers": len(sizes.layers),
         **describe_gpu(rates),
@@ -251,7 +252,7 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
             3,
             (
                 "gpu",
-                f"{gpu['name']}: {amount(gpu['bytes'])} of {amount(gpu['budget_bytes'])} taken",
+                f"{gpu['name']}: {part(gpu['needed_bytes'], gpu['budget_bytes'])} taken",
             ),
         )
     if "get" in report:

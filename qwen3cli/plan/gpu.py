@@ -5,6 +5,7 @@ Of a mixture first what every token reads of the layers, then experts with what 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from qwen3cli import engine
@@ -178,6 +179,7 @@ def _refusal(name: str, sizes: Sizes, card: Card, n: int, n_ctx: int, kv: str | 
     most = next((i for i in range(n - 1, 0, -1) if _share(sizes, card, i, n_ctx, kv)), 0)
     return DoesNotFit(
         f"--gpu {n}: {name}: {n} layer{'s' * (n > 1)} and a context of {n_ctx:,} tokens (--ctx) "
-        f"take {amount(dense + least + work)} on {card.name}, of which {amount(card.budget)} may "
-        f"be taken (--vram); {most or 'none'} fit{'s' if most == 1 else ''}"
+        f"take {amount(dense + least + work, math.ceil)} on {card.name}, of which "
+        f"{amount(card.budget, math.floor)} may be taken (--vram); {most or 'none'} "
+        f"fit{'s' if most == 1 else ''}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,9 +23,17 @@ def parse_bytes(text: str, flag: str) -> int:
     return n
 
 
-def amount(n: float) -> str:
-    """Bytes for people: 17.6 GB, 805 MB."""
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+def amount(n: float, to: Callable[[float], int] = round) -> str:
+    """Bytes for people: 17.6 GB, 805 MB. to: math.ceil for what is needed and math.floor for what
+    is there, where the one is more than the other and must not read the same."""
+    return f"{to(n / 1e8) / 10:.1f} GB" if n >= 1e9 else f"{to(n / 1e6)} MB"
+
+
+def part(n: float, whole: float) -> str:
+    """6.1 of 17.6 GB, 805 MB of 17.6 GB."""
+    some, every = amount(n), amount(whole)
+    number, unit = some.split()
+    return f"{number if every.endswith(unit) else some} of {every}"
 
 
 def available(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qwen3cli.errors import DoesNotFit
 from qwen3cli.plan.gpu import Card, Share, share_of
-from qwen3cli.plan.memory import amount, available, parse_bytes
+from qwen3cli.plan.memory import amount, available, parse_bytes, part
 from qwen3cli.plan.sizes import OVERHEAD, Sizes, sizes_of
 
 if TYPE_CHECKING:  # what it needs takes longer to import than a model that fits to be placed
@@ -67,19 +67,25 @@ class Placement:
         if self.gpu:
             parts.append(self._on_gpu(self.gpu))
         if self.expert_bytes:
-            host = self.host
-            assert host is not None and self.ram is not None
-            held, experts = self.expert_bytes / 1e9, host.experts / 1e9
-            parts.append(
-                f"{self.ram / 1e9:.1f} GB of memory for {host.dense / 1e9:.1f} GB that every token "
-                f"needs, {held:.1f} of {experts:.1f} GB of experts ({held / experts:.0%}) and "
-                f"{self.n_ctx:,} tokens; the other experts are read from the file"
-            )
+            parts.append(self._in_memory())
+            parts.append("the other experts are read from the file")
         text = f"{name}: {'; '.join(parts)}"
         if speed is None:
             return text
         about = f"about {speed.tok_s:{'.2g' if speed.tok_s < 10 else '.0f'}} tok/s"
         return f"{text}, {'for ' if self.expert_bytes else ''}{about}"
+
+    def _in_memory(self) -> str:
+        """What the host holds, if not all experts."""
+        host = self.host
+        assert host is not None and self.ram is not None
+        held = f"{part(self.expert_bytes, host.experts)} of experts"
+        held += f" ({self.expert_bytes / host.experts:.0%})"
+        if host.dense:
+            held = f"{amount(host.dense)} that every token needs, {held}"
+        if host.kv_token:
+            held += f" and {self.n_ctx:,} tokens"
+        return f"{amount(self.ram)} of memory for {held}"
 
     def _on_gpu(self, gpu: Share) -> str:
         assert self.sizes is not None
@@ -93,7 +99,9 @@ class Placement:
             text += f" ({gpu.expert_bytes / experts:.0%})"
         if rest:
             text += f", the first{f' {rest}' if rest > 1 else ''} on the CPU"
-        return text if self.expert_bytes else f"{text}; {gpu.n_ctx:,} tokens of context"
+        if rest and self.expert_bytes:  # told with what is in memory
+            return text
+        return f"{text}; {gpu.n_ctx:,} tokens of context"
 
     def warning(self, name: str, speed: Speed | None = None) -> str:
         """A line for the user, of a model that is mapped into too little memory. speed: of its
@@ -102,8 +110,8 @@ class Placement:
 
         assert self.ram is not None
         text = (
-            f"qwen3: {name}: needs {amount(self.least)} of memory, {amount(self.ram)} are "
-            "available: it will read from the disk all the time"
+            f"qwen3: {name}: needs {amount(self.least, math.ceil)} of memory, "
+            f"{amount(self.ram, math.floor)} are available: it will read from the disk all the time"
         )
         if speed is not None:
             text += f", for {speed.limit:.2g} tok/s at most"

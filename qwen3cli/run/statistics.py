@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from qwen3cli.engine import Model, Session
-from qwen3cli.plan.memory import amount
+from qwen3cli.plan.memory import amount, part
 from qwen3cli.session import Closed, Reply, Settings
 
 _NEARLY_FULL = 0.9  # of the context
@@ -30,8 +30,8 @@ def statistics(reply: Reply, session: Session) -> str:
             f", {used:,} of {session.n_ctx:,} tokens of context: {used / session.n_ctx:.0%} full"
         )
     if (stats := session.model.expert_stats).budget_bytes:
-        line += f", {stats.hit_rate:.1%} of experts in memory, {stats.bytes_read / 1e9:.2f} GB "
-        line += f"read, {stats.stall_s:.1f} s waited"
+        line += f", {stats.hit_rate:.1%} of experts in memory, {amount(stats.bytes_read)} read, "
+        line += f"{stats.stall_s:.1f} s waited"
     if share := _on_gpu(session.model):
         line += f", {share}"
     return line
@@ -65,10 +65,10 @@ def experts(model: Model) -> str | None:
     if not stats.budget_bytes:
         return None
     return (
-        f"experts: {stats.used_bytes / 1e9:.2f} of {stats.budget_bytes / 1e9:.2f} GB of memory in "
-        f"use; {stats.hits:,} were in memory, {stats.misses:,} came from the file, "
+        f"experts: {part(stats.used_bytes, stats.budget_bytes)} of memory in use; "
+        f"{stats.hits:,} were in memory, {stats.misses:,} came from the file, "
         f"{stats.right_guesses:,} of them ahead by {stats.guesses:,} guesses "
-        f"({stats.bytes_read / 1e9:.2f} GB read, {stats.stall_s:.1f} s waited)"
+        f"({amount(stats.bytes_read)} read, {stats.stall_s:.1f} s waited)"
     )
 
 
@@ -78,11 +78,11 @@ def gpu(model: Model) -> str | None:
     if device is None:
         return None
     line = f"gpu: {stats.n_layers} of {model.config['n_layers']} layers on {device.name}, "
-    line += f"{amount(stats.bytes)}"
+    line += f"{amount(stats.bytes)} of weights"
     if stats.misses:
         line += (
-            f"; {amount(stats.expert_bytes)} of experts; {stats.hits:,} were there, "
-            f"{stats.copied:,} were copied ({stats.bytes_copied / 1e9:.2f} GB), "
+            f", {amount(stats.expert_bytes)} of them experts; {stats.hits:,} were there, "
+            f"{stats.copied:,} were copied ({amount(stats.bytes_copied)}), "
             f"{stats.computed:,} computed by the CPU ({stats.stall_s:.1f} s waited)"
         )
     return line
@@ -128,7 +128,7 @@ def on_gpu(model: Model) -> dict[str, object]:
         "name": device.name,
         "backend": device.backend,
         "layers": stats.n_layers,
-        "bytes": stats.bytes,
+        "weight_bytes": stats.bytes,
     }
     if stats.hits or stats.misses:
         told["experts"] = {
