@@ -62,10 +62,9 @@ def card(gpu: str | None, vram: str | None, share: float = 1.0) -> Card | None:
         return None
     index = max(range(len(devices)), key=lambda i: (devices[i].free_bytes, -i))
     device = devices[index]
-    room = device.free_bytes * _SHARE if limit is None else limit
     return Card(
         name=device.name,
-        budget=max(0, int(min(room, device.free_bytes - _RESERVE) * share)),
+        budget=int(_budget(device.free_bytes, limit) * share),
         index=index,
         backend=device.backend,
         unified=device.unified,
@@ -75,14 +74,20 @@ def card(gpu: str | None, vram: str | None, share: float = 1.0) -> Card | None:
 
 def card_to_fit(gpu: str | None, vram: str | None) -> Card | None:
     """As card, of a machine that may lack it: where there is no GPU with so much memory, --vram
-    means one that has as much."""
+    means one that has as much, all of it free."""
     if vram not in (None, "auto") and layers_wanted(gpu) != 0:
         total = parse_bytes(str(vram), "--vram")
         devices, _ = _devices()
         if total > max((device.total_bytes for device in devices), default=0):
-            budget = max(0, int(total * _SHARE) - _RESERVE)
-            return Card(f"a GPU of {amount(total)}", budget, index=-1, layers=layers_wanted(gpu))
+            name, budget = f"a GPU of {amount(total)}", _budget(total, None)
+            return Card(name, budget, index=-1, layers=layers_wanted(gpu))
     return card(gpu, vram)
+
+
+def _budget(free: int, limit: int | None) -> int:
+    """Of the free memory of a GPU, what a model may take; limit: None for auto."""
+    room = free * _SHARE if limit is None else limit
+    return max(0, int(min(room, free - _RESERVE)))
 
 
 def smaller(share: Share) -> Card:
