@@ -7,15 +7,22 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commandline import ROOT, Command
 from gguf_tiny import tiny_model
 
+from qwen3cli.bench import speed
+from qwen3cli.bench.limits import Cost
+from qwen3cli.bench.speed import Plan
+from qwen3cli.errors import DoesNotFit
 from qwen3cli.plan.gpu import Card, share_of
 from qwen3cli.plan.sizes import sizes_of
+from qwen3cli.terminal import Terminal
 
 SHAPE: dict[str, Any] = {"hidden": 64, "ffn": 64, "head_dim": 32, "layers": 2}
 SHORT = ("--tokens=12", "--decode=2", "--prefill=4", "--depth=8", "--rounds=1", "--threads=1")
@@ -125,6 +132,29 @@ def test_without_a_gpu_it_says_why() -> None:
 def test_a_part_that_is_misspelt() -> None:
     done = run("/there/is/none.so", "--only=decode,prefil")
     assert done.returncode == 2 and "prefil" in done.stderr and "prefill" in done.stderr
+
+
+def test_what_a_gpu_holds_takes_no_memory_here(
+    dense: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """60 MB are free, for a cache of 80 MB, most of which is the GPU's, and 100 MB of weights."""
+    monkeypatch.setattr(speed, "available", lambda: 60_000_000)
+    monkeypatch.setattr(speed, "_file_bytes", lambda _: 100_000_000)
+    plan = Plan.parse("1000", 1, "0", 1)
+    cost = Cost(kv_bytes=80_000, gpu=Cost(kv_bytes=75_000))
+
+    def check(cost: Cost, *, unified: bool, weights: int = 0) -> str:
+        device = SimpleNamespace(unified=unified) if cost.gpu else None
+        stats = SimpleNamespace(bytes=weights)
+        model: Any = SimpleNamespace(path=dense, device=device, gpu_stats=stats)
+        speed._check_memory(model, cost, plan, Terminal())
+        return capfd.readouterr().err
+
+    for alone, unified in ((replace(cost, gpu=None), False), (cost, True)):
+        with pytest.raises(DoesNotFit, match="take 95 MB, but 60 MB are free"):
+            check(alone, unified=unified)
+    assert "does not fit into the 40 MB" in check(cost, unified=False)
+    assert check(cost, unified=False, weights=70_000_000) == ""
 
 
 def test_qwen3_bench_judges_by_the_gpu_where_it_computes(

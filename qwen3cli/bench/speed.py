@@ -9,6 +9,7 @@ the median of the rounds'.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from qwen3cli.interrupt import interruptible
 from qwen3cli.library import obtain
 from qwen3cli.opening import Opening, open_model
 from qwen3cli.plan.gpu import Card, card
-from qwen3cli.plan.memory import available
+from qwen3cli.plan.memory import amount, available
 from qwen3cli.run.statistics import on_gpu
 from qwen3cli.terminal import Terminal
 
@@ -258,7 +259,7 @@ def bench(
         model = _opened(path, threads, card(gpu, vram), plan, terminal)
         n_layers = model.gpu_stats.n_layers
         cost = Cost.of(model.config, ModelFile(path).tensors(), gpu_layers=n_layers)
-        _check_memory(path, cost, plan, terminal)
+        _check_memory(model, cost, plan, terminal)
         with terminal.progress(path.name) as move, ExitStack() as stack:
             report = _measured(model, cost, plan, layouts, stack, move)
     except Cancelled:
@@ -299,22 +300,27 @@ def _file_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files(path))
 
 
-def _check_memory(path: Path, cost: Cost, plan: Plan, terminal: Terminal) -> None:
-    """Refuses a cache that does not fit; says so when the weights do not."""
+def _check_memory(model: Model, cost: Cost, plan: Plan, terminal: Terminal) -> None:
+    """Refuses a cache that does not fit; says so when the weights do not. What is in the memory
+    of a GPU takes none here."""
     free = available()
     if free is None:
         return
-    needed = plan.n_ctx * cost.kv_bytes + _probe_bytes(free)
+    kv_bytes, weights = cost.kv_bytes, _file_bytes(model.path)
+    if cost.gpu and model.device and not model.device.unified:
+        kv_bytes -= cost.gpu.kv_bytes
+        weights -= model.gpu_stats.bytes
+    needed = plan.n_ctx * kv_bytes + _probe_bytes(free)
     if needed > free:
         raise DoesNotFit(
             f"a context of {plan.n_ctx} tokens and the probe of the memory take "
-            f"{needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: take a smaller --depth "
-            "or --prefill"
+            f"{amount(needed, math.ceil)}, but {amount(free, math.floor)} are free: take a smaller "
+            "--depth or --prefill"
         )
-    if _file_bytes(path) > free - needed:
+    if weights > free - needed:
         terminal.note(
-            f"qwen3: {path.name} does not fit into the {(free - needed) / 1e9:.1f} GB of memory "
-            "that are left: part of it comes from disk, which the limits do not know"
+            f"qwen3: {model.path.name} does not fit into the {amount(free - needed, math.floor)} "
+            "of memory that are left: part of it comes from disk, which the limits do not know"
         )
 
 
