@@ -200,6 +200,20 @@ def test_a_receipt_names_the_device(gpu: Gpu, qwen3: Command) -> None:
     assert json.loads(gpu("replay", "r.json", "--json").stdout)["changes"] == []
 
 
+def test_a_replay_takes_the_experts_of_the_receipt(gpu: Gpu, qwen3: Command) -> None:
+    """Those that --vram had left, though all would fit; where not even those do, it is told."""
+    ask = ("run", "-m", "nano-moe", *SHORT, "--max-tokens", "1", "--ctx", "64", "1 + 1")
+    gpu(*ask, "--gpu", "1", "--vram", "7M", "--receipt", "r.json", code=CUT)
+    told = json.loads((qwen3.home / "r.json").read_text())
+    there = re.search(r"1 of 3 layers, (\d+) of 128 experts", told["versions"]["gpu"])
+    assert there and 0 < int(there[1]) < 128 and told["gpu_expert_bytes"] > 0
+    again = json.loads(gpu("replay", "r.json", "--json").stdout)
+    assert again["reproduced"] and again["changes"] == []
+    less = gpu("replay", "r.json", "--json", QWEN3_TEST_BACKEND="none")
+    (change,) = json.loads(less.stdout)["changes"]
+    assert change.endswith(f"{there[1]} of 128 experts) and is none")
+
+
 @pytest.mark.parametrize(("n_slots", "told"), [(384, ""), (51, ", 51 of 384 experts")])
 def test_a_receipt_tells_of_experts_that_the_gpu_lacks(n_slots: int, told: str) -> None:
     """The CPU may compute those, to other bits."""

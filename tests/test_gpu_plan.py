@@ -143,6 +143,18 @@ def test_a_number_of_layers_is_taken_exactly_or_refused() -> None:
         share_of("m", sizes, replace(quick, layers=37))
 
 
+def test_an_amount_for_experts_is_taken_exactly_or_refused() -> None:
+    sizes = of("30b-a3b:q4_k_m")
+    some = Card("Quick 5", 12 * GB, layers=30, expert_bytes=3 * GB)
+    found = share_of("m", sizes, some, n_ctx=4096)
+    assert found and (found.layers, found.expert_bytes) == (30, 3 * GB)
+    assert 3 * GB < found.bytes < 5 * GB
+    with pytest.raises(DoesNotFit):
+        share_of("m", sizes, some.within(3 * GB), n_ctx=4096)
+    every = share_of("m", sizes, replace(some, expert_bytes=0), n_ctx=4096)
+    assert every and every.expert_bytes == 0 and every.bytes > 11 * GB
+
+
 # ---- which card -----------------------------------------------------------------------------
 
 

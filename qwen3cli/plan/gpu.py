@@ -29,6 +29,7 @@ class Card:
     backend: str = ""
     unified: bool = False  # its memory is the machine's
     layers: int | None = None  # exactly so many; None: as many as fit
+    expert_bytes: int = 0  # exactly so many for their experts; 0: as many as fit
 
     def within(self, n_bytes: int) -> Card:
         """With a smaller budget."""
@@ -152,11 +153,10 @@ def _share(sizes: Sizes, card: Card, n: int, n_ctx: int, kv: str | None) -> Shar
     """With the last n layers; None: they do not fit."""
     dense, least, most, work = _needs(sizes, n, n_ctx, kv)
     room = card.budget - dense - work
-    if room < least:
+    experts = card.expert_bytes or min(room, most)
+    if room < max(least, experts):
         return None
-    if room >= most:
-        return Share(card, n, n_ctx, dense + work + most, work)
-    return Share(card, n, n_ctx, card.budget, work, room)
+    return Share(card, n, n_ctx, dense + work + experts, work, experts if experts < most else 0)
 
 
 def _needs(sizes: Sizes, n: int, n_ctx: int, kv: str | None) -> tuple[int, int, int, int]:

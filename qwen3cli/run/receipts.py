@@ -93,6 +93,7 @@ class Receipt:
     prompt: list[int]
     samples: list[Sample]
     gpu_layers: int  # the last so many, computed by a GPU
+    gpu_expert_bytes: int  # of its memory for the experts of these layers; 0: for all of them
 
     def settings(self, sample: Sample, grammar: Grammar | None) -> Settings:
         """Settings that repeat a sample. What a clock, the user or a loop ended comes to the
@@ -138,11 +139,16 @@ def versions(model: Model) -> dict[str, str]:
     if model.device:
         stats = model.gpu_stats
         of = f"{stats.n_layers} of {model.config['n_layers']} layers"
-        every = stats.n_layers * model.config["n_experts"]
-        if stats.n_slots < every:  # the CPU may compute the others
-            of += f", {stats.n_slots} of {every} experts"
+        if _lacks_experts(model):  # the CPU may compute those
+            of += f", {stats.n_slots} of {stats.n_layers * model.config['n_experts']} experts"
         found["gpu"] = f"{model.device.name} ({model.device.backend}, {of})"
     return found
+
+
+def _lacks_experts(model: Model) -> bool:
+    """Whether the GPU has not all experts of its layers."""
+    stats = model.gpu_stats
+    return bool(stats.n_slots < stats.n_layers * model.config["n_experts"])
 
 
 def model_files(path: Path, terminal: Terminal) -> dict[str, str]:
@@ -195,6 +201,7 @@ def of(
         prompt=list(first.prompt),
         samples=[Sample.of(reply) for reply in replies],
         gpu_layers=model.gpu_stats.n_layers,
+        gpu_expert_bytes=model.gpu_stats.expert_bytes if _lacks_experts(model) else 0,
     )
 
 
@@ -249,7 +256,8 @@ def read(file: str) -> Receipt:
             raise ValueError("it has no key receipt")
         if told.pop("receipt") != FORMAT:
             raise ValueError("it is of another version of qwen3")
-        told.setdefault("gpu_layers", 0)  # it was written before a GPU computed any
+        for name in ("gpu_layers", "gpu_expert_bytes"):  # as before a GPU computed any
+            told.setdefault(name, 0)
         told["samples"] = [_made(Sample, sample) for sample in told["samples"]]
         receipt: Receipt = _made(Receipt, told)
         _check(receipt)

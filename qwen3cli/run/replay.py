@@ -74,8 +74,8 @@ def replay(
 def _open(
     receipt: Receipt, path: Path, ram: str | None, threads: int, terminal: Terminal
 ) -> Session:
-    """With as many layers on a GPU as there were, if that can be: another device may compute
-    other bits."""
+    """With as many layers and experts on a GPU as there were, if that can be: another device may
+    compute other bits."""
     if receipt.prefer_cached or receipt.drop_misses:
         model = Model(path, threads=threads, expert_bytes=receipt.expert_bytes)
         model.approximate(prefer=receipt.prefer_cached, drop=receipt.drop_misses)
@@ -84,7 +84,7 @@ def _open(
     found = card("auto", None) if receipt.gpu_layers else None
     if found:
         with suppress(DoesNotFit, UsageError):
-            exact = replace(found, layers=receipt.gpu_layers)
+            exact = replace(found, layers=receipt.gpu_layers, expert_bytes=receipt.gpu_expert_bytes)
             return open_session(replace(opening, card=exact), terminal.note)
     return open_session(replace(opening, card=found), terminal.note)
 
