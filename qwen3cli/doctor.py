@@ -19,7 +19,7 @@ from qwen3cli.errors import Qwen3Error
 from qwen3cli.folders import xdg
 from qwen3cli.hub import local, registry
 from qwen3cli.plan import system
-from qwen3cli.plan.fit import describe, describe_gpu
+from qwen3cli.plan.fit import CLEARLY, describe, describe_gpu
 from qwen3cli.plan.gpu import Card
 from qwen3cli.plan.machine import gpu_rates, nearest, peaks, rates_of_folder, reads_directly
 from qwen3cli.plan.memory import amount, available, part
@@ -155,6 +155,14 @@ def findings(report: dict[str, Any]) -> list[dict[str, Any]]:
         add(f"{report['gpus'][0]}: is there, and not used: {gpu['why']}")
     elif gpu["failed"]:
         add(f"no GPU can be used: {gpu['why']}")
+    for device in gpu["devices"]:
+        there, here = device["rates"]["read_gb_s"], report["speed"]["read_gb_s"]
+        if there and here > CLEARLY * there:
+            add(
+                f"{device['name']} reads its memory at {there:.1f} GB/s, the CPU reads at "
+                f"{here:.1f}: without it replies may be faster; `qwen3 fit MODEL` compares, "
+                "`qwen3 config set gpu off` leaves models to the CPU"
+            )
     if cpu["isa"] == "scalar":
         add("the engine computes without vectors, many times slower: see QWEN3_ISA in the README")
     if disk["type"] and system.on_network(disk["type"]):

@@ -111,6 +111,7 @@ def sound() -> dict[str, Any]:
     """The report of a machine with nothing to say about."""
     return {
         "cpu": {"quota": None, "threads": 4, "isa": "avx2"},
+        "speed": {"read_gb_s": 40.0},
         "memory": {"total": 16 * GB, "available": 12 * GB, "limit": None, "swap_used": 0},
         "disk": {"folder": "/c", "type": "ext4", "free_bytes": 90 * GB, "read_gb_s": 2.0},
         "packages": {"numpy": "2.0"},
@@ -126,12 +127,26 @@ def test_a_gpu_that_is_not_used_is_told_with_the_reason() -> None:
     report = sound() | {"gpus": ["Quick 5, 8192 MiB, driver 560.1"]}
     (found,) = findings(report)
     assert found["text"].startswith("Quick 5") and "built without one" in found["text"]
-    used = {"devices": [{"name": "Quick 5"}], "why": "", "failed": False}
+    used = {
+        "devices": [{"name": "Quick 5", "rates": {"read_gb_s": 400.0}}], "why": "", "failed": False
+    }  # fmt: skip
     assert findings(report | {"gpu": used}) == []
     broken = {"devices": [], "why": "x.so does not load", "failed": True}
     for gpus in ([], report["gpus"]):  # where the system lists none, too
         (found,) = findings(sound() | {"gpus": gpus, "gpu": broken})
         assert "x.so does not load" in found["text"] and not found["broken"]
+
+
+def test_a_gpu_slower_than_the_cpu_is_told() -> None:
+    def told(read_gb_s: float | None) -> list[str]:
+        device = {"name": "Slow 1", "rates": {"read_gb_s": read_gb_s}}
+        report = sound() | {"gpu": {"devices": [device], "why": "", "failed": False}}
+        return [found["text"] for found in findings(report)]
+
+    (slow,) = told(20.0)
+    assert slow.startswith("Slow 1 reads its memory at 20.0 GB/s, the CPU reads at 40.0")
+    assert "`qwen3 config set gpu off`" in slow
+    assert told(39.0) == told(400.0) == told(None) == []
 
 
 def test_a_line_for_each_gpu_or_why_there_is_none() -> None:

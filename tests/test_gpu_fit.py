@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,20 @@ def test_fit_for_a_card_that_is_not_there(devices: Devices, fitted: Fitted) -> N
         fitted("8b:q4_k_m", None, gpu="3")
     with pytest.raises(DoesNotFit, match="fit"):
         fitted("8b:q4_k_m", None, gpu="36", vram="4G")
+
+
+def test_fit_compares_with_the_cpu_alone(devices: Devices, fitted: Fitted) -> None:
+    devices(20)
+    off, plain = fitted("8b:q4_k_m", QUICK, gpu="off")
+    assert "CPU alone" not in plain
+    told = "the CPU alone is expected to decode faster: --gpu off"
+    for rates, slower in ((QUICK, False), (replace(QUICK, read=HOST.memory), False),
+                          (replace(QUICK, read=HOST.memory / 2), True)):  # fmt: skip
+        report, text = fitted("8b:q4_k_m", rates)
+        assert "CPU alone" in text and (told in text) == slower
+        assert report["decode"][0]["cpu_tok_s"] == off["decode"][0]["tok_s"]
+    report, text = fitted("32b:q4_k_m", QUICK)  # which memory alone does not hold
+    assert {row["cpu_tok_s"] for row in report["decode"]} == {None} and told not in text
 
 
 def test_the_table_with_a_gpu(devices: Devices, fitted: Fitted) -> None:

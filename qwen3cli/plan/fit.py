@@ -23,7 +23,7 @@ from qwen3cli.plan.machine import (
     rates_of_folder,
 )
 from qwen3cli.plan.memory import amount, part
-from qwen3cli.plan.placement import Placement, place_sizes
+from qwen3cli.plan.placement import Placement, place_sizes, plan
 from qwen3cli.plan.predict import at_best, expected_misses, predict, prompt_seconds
 from qwen3cli.plan.sizes import Sizes, sizes_of
 from qwen3cli.terminal import Terminal
@@ -34,6 +34,9 @@ _WHERE = {
     "mapped": "does not fit: {least:.2f} GB are needed, so the page cache makes do",
     "unknown": "needs {needed:.2f} GB; how much is available is not known here (--ram)",
 }
+
+
+CLEARLY = 1.2  # times as fast, where speeds are predicted
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,9 @@ def _report(subject: _Subject, placement: Placement, kv: str, machine: Machine) 
     }
     if placement.gpu:
         report["gpu"] = _gpu(sizes, placement.gpu, machine.gpu)
+        alone = plan(sizes, placement.ram, n_ctx=n_ctx, kv=kv)
+        for row in report["decode"]:
+            row["cpu_tok_s"] = _decode(sizes, alone, kv, machine, row["depth"])["tok_s"]
     if subject.candidate:
         report["get"] = list(subject.candidate.commands)
     if sizes.experts:
@@ -272,16 +278,27 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     if gpu and not gpu["read_gb_s"]:
         terminal.note("how fast that GPU is, is not known here")
         return
+    columns = {"tok_s": "tok/s", "floor_tok_s": "serial floor", "limit_tok_s": "limit"}
+    if gpu:
+        columns["cpu_tok_s"] = "CPU alone"
     terminal.table(
-        ("decode", "tok/s", "serial floor", "limit"),
+        ("decode", *columns.values()),
         [
             (
                 f"behind {row['depth']:,} tokens" if row["depth"] else "at the start",
-                *(_number(row[key]) for key in ("tok_s", "floor_tok_s", "limit_tok_s")),
+                *(_number(row[key]) for key in columns),
             )
             for row in report["decode"]
         ],
     )
+    if gpu and all(_cpu_is_faster(row) for row in report["decode"]):
+        terminal.note("the CPU alone is expected to decode faster: --gpu off")
+
+
+def _cpu_is_faster(row: dict[str, float | None]) -> bool:
+    """Clearly, where both speeds are known."""
+    both, alone = row["tok_s"], row["cpu_tok_s"]
+    return both is not None and alone is not None and alone > CLEARLY * both
 
 
 def _split(report: dict[str, Any], gpu: dict[str, Any], where: str) -> str:
