@@ -78,8 +78,8 @@ static qwen3_status take_memory(gpu_sequence *s, qwen3_error *err) {
     s->arena = api->alloc(device, v.used, &why);
     if (s->arena) s->staged.memory = api->alloc_pinned(device, staged.used, &why);
     if (!s->arena || !s->staged.memory)
-        return fail(err, why.status, "%.1f MB on the GPU for a context of %d tokens: %s",
-                    (double)v.used / 1e6, s->n_ctx, why.text);
+        return fail(err, why.status, "no room for a context of %d tokens, %.1f MB on the GPU: %s",
+                    s->n_ctx, (double)v.used / 1e6, why.text);
     v = (carver){.base = s->arena};
     staged = (carver){.base = s->staged.memory};
     carve_all(&v, s);
