@@ -86,6 +86,18 @@ def test_fit_tells_what_is_on_the_gpu(devices: Devices, fitted: Fitted) -> None:
     assert report["where"] == "mapped" and "64 layers on the GPU; the rest does not fit" in text
 
 
+def test_fit_tells_of_a_gpu_that_holds_nothing_of_it(devices: Devices, fitted: Fitted) -> None:
+    devices(20)
+    report, text = fitted("8b:q4_k_m", QUICK, vram="100M")
+    assert report["gpu"]["layers"] == report["gpu"]["needed_bytes"] == 0
+    assert "Quick 0: computes nothing of it; 100 MB of its memory may be taken" in text
+    assert "fits, all of it in memory" in text and "CPU alone" not in text
+    assert (
+        report["decode"][0]["tok_s"]
+        == fitted("8b:q4_k_m", QUICK, gpu="off")[0]["decode"][0]["tok_s"]
+    )
+
+
 def test_fit_for_a_card_that_is_not_there(devices: Devices, fitted: Fitted) -> None:
     devices(why="none")
     report, text = fitted("8b:q4_k_m", None, vram="8G")

@@ -100,6 +100,8 @@ def fit(
     there = gpu_rates(placement.gpu.card, fresh=True) if placement.gpu else None
     kv = kv or subject.sizes.kv
     report = _report(subject, placement, kv, Machine(machine, products, there))
+    if card and not placement.gpu:
+        report["gpu"] = _nothing_on(card, subject.sizes)
     if as_json:
         terminal.json(report)
     else:
@@ -185,6 +187,13 @@ def _gpu(sizes: Sizes, gpu: Share, rates: GpuRates | None) -> dict[str, Any]:
     return report
 
 
+def _nothing_on(card: Card, sizes: Sizes) -> dict[str, Any]:
+    """As _gpu, of a card with too little memory."""
+    none = dict.fromkeys(("needed_bytes", "weight_bytes", "layers"), 0)
+    of_layers = len(sizes.layers)
+    return {"name": card.name, "budget_bytes": card.budget, **none, "of_layers": of_layers}
+
+
 def describe(machine: Rates, products: Peaks) -> dict[str, float | None]:
     """The rates of a machine as reports have them."""
     return {
@@ -239,7 +248,8 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
     share = held / experts["bytes"] if held else 0.0
     needed, least = report["needed_bytes"] / 1e9, report["least_bytes"] / 1e9
     where = _WHERE[report["where"]].format(share=share, needed=needed, least=least)
-    gpu = report.get("gpu")
+    card = report.get("gpu")
+    gpu = card if card and card["layers"] else None
     if gpu:
         where = _split(report, gpu, where)
     rows = [
@@ -253,14 +263,13 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         if report["where"] == "offloaded":
             line += f"; {amount(held)} held, {experts['hit_rate']:.1%} of uses hit"
         rows.append(("experts", line))
-    if gpu:
-        rows.insert(
-            3,
-            (
-                "gpu",
-                f"{gpu['name']}: {part(gpu['needed_bytes'], gpu['budget_bytes'])} taken",
-            ),
-        )
+    if card:
+        taken = f"{part(card['needed_bytes'], card['budget_bytes'])} taken"
+        if not gpu:
+            taken = (
+                f"computes nothing of it; {amount(card['budget_bytes'])} of its memory may be taken"
+            )
+        rows.insert(3, ("gpu", f"{card['name']}: {taken}"))
     if "get" in report:
         rows.insert(1, ("not here", " and ".join(f"`{line}`" for line in report["get"])))
     machine = report["machine"]
