@@ -64,6 +64,7 @@ class Thought:
     text: str
     tokens: int = 0  # of the thoughts so far
     limit: int | None = None  # how many there will be at most, as of now
+    before: str = ""  # the first of a reply that goes on: what was thought already
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ class Run:
             self._computed = len(ids) - self._reused
             self._prefill_s = perf_counter() - start
             if control.thinking:
-                yield Thought("", control.thinking_tokens, control.limit)
+                so_far = self._thoughts.text
+                yield Thought("", control.thinking_tokens, control.limit, so_far)
             while not control.done:
                 start, thinking = perf_counter(), control.thinking
                 yield from self._step()

@@ -67,9 +67,12 @@ class Terminal:
         """Empties the file of the thoughts, if they go to one."""
         self._thoughts.empty()
 
-    def thought(self, text: str, tokens: int = 0, limit: int | None = None) -> None:
-        """The next piece of the thoughts; tokens of them so far, and at how many they end."""
-        self._thoughts.push(text, tokens, limit)
+    def thought(
+        self, text: str, tokens: int = 0, limit: int | None = None, *, before: str = ""
+    ) -> None:
+        """The next piece of the thoughts; tokens of them so far, and at how many they end.
+        before: of a passage that begins, what it goes on with, which was shown."""
+        self._thoughts.push(text, tokens, limit, before)
 
     def end_thoughts(self, summary: str = "") -> None:
         """Ends a passage of thoughts, if one is open. summary: what folded ones leave, such as

@@ -186,6 +186,11 @@ def test_the_last_thoughts_are_shown_whole(no_color: str, monkeypatch) -> None:
         terminal.thought("four", 1)
         terminal.end_thoughts("folded")
         assert screen.lines[-1] == "▸ folded"
+        terminal.thought("", 1, before="fo\x1bur")  # goes on
+        terminal.thought(", five", 2)
+        terminal.end_thoughts("more")
+        terminal.toggle_fold()
+        assert [line for line in screen.lines if "four, five" in line]
 
 
 def test_notes_bars_and_json_are_written_above_the_panel(monkeypatch) -> None:

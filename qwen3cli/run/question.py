@@ -226,7 +226,7 @@ def show(
             if isinstance(event, Reply):
                 break
             if isinstance(event, Thought):
-                terminal.thought(event.text, event.tokens, event.limit)
+                terminal.thought(event.text, event.tokens, event.limit, before=event.before)
             elif isinstance(event, Closed):
                 terminal.end_thoughts(thought_for(event))
             part(event)

@@ -61,8 +61,8 @@ class Thoughts:
         if self._stream is not None and self._stream is not self._screen:
             self._stream.truncate()
 
-    def push(self, text: str, tokens: int, limit: int | None) -> None:
-        """The next piece; tokens so far, and how many there will be at most."""
+    def push(self, text: str, tokens: int, limit: int | None, before: str = "") -> None:
+        """As Terminal.thought."""
         stream = self._stream
         if stream is None:
             return
@@ -70,7 +70,7 @@ class Thoughts:
             raise self._error
         with self._lock:
             if not self._open:
-                self._open, self._text = True, []
+                self._open, self._text = True, [clean(before)]
                 if self.fold:
                     self._open_panel()
                 elif stream.is_terminal:
