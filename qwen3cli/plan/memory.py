@@ -24,9 +24,11 @@ def parse_bytes(text: str, flag: str) -> int:
 
 
 def amount(n: float, to: Callable[[float], int] = round) -> str:
-    """Bytes for people: 17.6 GB, 805 MB. to: math.ceil for what is needed and math.floor for what
-    is there, where the one is more than the other and must not read the same."""
-    return f"{to(n / 1e8) / 10:.1f} GB" if n >= 1e9 else f"{to(n / 1e6)} MB"
+    """Bytes for people: 17.6 GB, 805 MB, 345 KB. to: math.ceil for what is needed and math.floor
+    for what is there, where the one is more than the other and must not read the same."""
+    if n >= 1e9:
+        return f"{to(n / 1e8) / 10:.1f} GB"
+    return f"{to(n / 1e6)} MB" if n >= 1e6 else f"{to(n / 1e3)} KB"
 
 
 def part(n: float, whole: float) -> str:
