@@ -120,6 +120,13 @@ def test_a_misspelt_place_for_thoughts_is_no_file(qwen3: Command) -> None:
     assert qwen3("run", "hi", "-m", "nano", "--thoughts", "shwo", *GREEDY[2:]).returncode == 0
 
 
+def test_a_context_that_the_model_was_not_made_for_is_told(qwen3: Command) -> None:
+    done = qwen3("run", "2 + 2", *GREEDY, "--ctx", "4096")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = qwen3("run", "2 + 2", *GREEDY, "--ctx", "4097")
+    assert done.returncode == 0 and "was made for 4,096 tokens of context" in done.stderr
+
+
 def test_an_overflow_says_how_many_tokens_each_piece_has(qwen3: Command) -> None:
     (qwen3.home / "long.txt").write_text("1 2 3 4 5 6 7 8 9\n" * 1000)
     done = qwen3("run", "Sum up", "-f", "long.txt", *GREEDY, input="in short\n")
