@@ -142,3 +142,11 @@ def test_a_loaded_conversation_is_a_session_of_its_own(qwen3: Command) -> None:
 def test_flags_that_ask_for_what_cannot_be(qwen3: Command, flags: tuple[str, ...]) -> None:
     done = qwen3("chat", *GREEDY, *flags, input=QUESTION)
     assert done.returncode == 2 and done.stderr.startswith("qwen3: ") and done.stdout == ""
+
+
+def test_what_was_not_stored_is_not_offered_to_go_on_with(qwen3: Command) -> None:
+    (qwen3.home / "file").touch()
+    terminal = qwen3.terminal("chat", *GREEDY, XDG_STATE_HOME=str(qwen3.home / "file"))
+    terminal.wait_for_prompt()
+    say(terminal, QUESTION, "cannot be written")
+    assert "goes on with this" not in leave(terminal)

@@ -91,7 +91,7 @@ def _begun(options: Options, storage: Storage, terminal: Terminal, typed: bool) 
         yield talk
         if storage.save_kv and talk.transcript and talk.transcript.turns:
             _save_kv(talk, talk.transcript)
-        if typed and talk.transcript and talk.transcript.turns:
+        if typed and talk.transcript and talk.transcript.turns and talk.transcript.path.exists():
             terminal.note(
                 f"`qwen3 chat --session {talk.transcript.id}` goes on with this", dim=True
             )
