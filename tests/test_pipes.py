@@ -79,6 +79,7 @@ def test_bad_bytes_of_a_pipe_are_replaced_and_noted(qwen3: Command) -> None:
         (2, ["--json", "--jsonl"], "--json and --jsonl"),
         (2, ["-0", "--jsonl"], "-0 does not go with"),
         (2, ["-n", "0"], "'-n'"),
+        (2, ["there", "you"], "the prompt ends before 'there': put quotes around all of it"),
         (2, ["--overflow", "truncate"], "'truncate' is not error or drop-oldest"),
         (2, ["--receipt", "latin1"], "latin1: is there, and no receipt"),
         (1, ["--receipt", "no/such/file"], "cannot write the receipt to no/such/file: No such"),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qwen3cli.cli.session import complete_sessions
+from qwen3cli.errors import UsageError
 from qwen3cli.options import Options, shared
 
 
@@ -37,6 +38,8 @@ def chat(
     """Talk over several turns. From a pipe, every line is a turn."""
     from qwen3cli.chat.loop import Storage, chat
 
+    if context.args:
+        raise UsageError("chat takes no prompt, but asks for messages; `qwen3 run` answers one")
     storage = Storage(latest, session, save_kv, private)
     given = context.get_parameter_source("system")
     if storage.resumes and not (given and given.name == "COMMANDLINE"):

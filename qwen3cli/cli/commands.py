@@ -110,8 +110,9 @@ _TYPES = (
 )
 
 
-app.command()(run)
-app.command()(chat)
+_MORE_WORDS = {"allow_extra_args": True}  # they tell what is wrong with it
+app.command(context_settings=_MORE_WORDS)(run)
+app.command(context_settings=_MORE_WORDS)(chat)
 
 
 @app.command()

@@ -70,6 +70,8 @@ def run(
     options: Options,
 ) -> int:
     """Answer one question. Files and text from a pipe follow the prompt, or are the prompt."""
+    if context.args:
+        raise UsageError(f"the prompt ends before {context.args[0]!r}: put quotes around all of it")
     one = (prompt, file, samples, receipt, extract or None, null or None, as_json or None)
     if questions is not None:
         from qwen3cli.run.batch import Batch, batch
