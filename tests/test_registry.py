@@ -188,6 +188,11 @@ def test_the_default_is_the_variable_then_the_last_installed_then_nano(
     notes: list[str] = []
     assert registry.choose(None, notes.append) == registry.resolve("nano")
     assert len(notes) == 1 and "nano" in notes[0]
+    cache(home, "some/Other-GGUF", "other-q8_0.gguf")  # perhaps no model of ours
+    assert registry.choose(None, notes.append) == registry.resolve("nano")
+    pulled = cache(home, "Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf") / "Qwen3-0.6B-Q8_0.gguf"
+    assert registry.choose(None, notes.append) == pulled
+    os.utime(pulled, (2, 2))
     new = touch(registry.models_folder() / "new.gguf")
     old = touch(registry.models_folder() / "old.gguf")
     os.utime(old, (1, 1))
@@ -195,7 +200,7 @@ def test_the_default_is_the_variable_then_the_last_installed_then_nano(
     monkeypatch.setenv("QWEN3_MODEL", "nano-moe")
     assert registry.choose(None, notes.append) == registry.resolve("nano-moe")
     assert registry.choose(str(old), notes.append) == old
-    assert len(notes) == 1
+    assert len(notes) == 2
 
 
 def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,12 +110,19 @@ def installed() -> list[Path]:
         return []
 
 
+def _pulled() -> list[Path]:
+    """The files of releases in the Hugging Face cache that open a model. Whatever else is in it is
+    taken when it is asked for: it may be another tool's."""
+    repositories = [release.gguf for release in RELEASES.values() if release.gguf]
+    return [path for name in repositories for path in local.gguf_files(name)]
+
+
 def choose(model: str | None, note: Callable[[str], None]) -> Path:
     """The file of a model; of none: of the one that is set, else the one installed last, else
     nano, which note is told."""
     if model := model or default():
         return resolve(model)
-    if files := installed():
+    if files := [*installed(), *_pulled()]:
         return max(files, key=lambda path: path.stat().st_mtime)
     note("qwen3: no model chosen or installed: this is nano, a toy (-m MODEL takes another)")
     return resolve("nano")
