@@ -163,7 +163,12 @@ class Terminal:
         the input is Ctrl-C."""
         while True:
             self._err.write(f"{one_line(question)} [{'Y/n' if default else 'y/N'}] ")
-            line = sys.stdin.readline()
+            line = ""
+            try:
+                line = sys.stdin.readline()
+            finally:
+                if not line:  # Ctrl-C or Ctrl-D: nobody has ended the question's row
+                    self._err.write("\n")
             if not line:
                 raise KeyboardInterrupt
             answer = line.strip().lower()

@@ -308,6 +308,18 @@ def test_nothing_without_a_yes(hub: LoopbackHub, qwen3: Pull, tmp_path: Path) ->
         assert child.finish() == 0 and len(models()) == left
 
 
+@pytest.mark.parametrize("key", ["\x03", "\x04"])
+def test_a_question_without_an_answer_leaves_the_cursor_on_a_row_of_its_own(
+    key: str, hub: LoopbackHub, qwen3: Pull, tmp_path: Path
+) -> None:
+    assert qwen3("pull", "0.6b").code == 0
+    child = Command(tmp_path).terminal("rm", "0.6b", HF_HUB_CACHE=str(cache()))
+    child.wait_for(r"\[y/N\] ")
+    child.type(key)
+    assert child.finish() == 130 and len(models()) == 1
+    assert child.raw.endswith("\n")
+
+
 def test_several_beginnings_of_a_file(hub: LoopbackHub, qwen3: Pull) -> None:
     """Other tools, and other versions of them, call theirs differently; the lock is one."""
     assert qwen3("pull", "0.6b").code == 0
