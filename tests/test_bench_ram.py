@@ -125,7 +125,7 @@ def test_requests_that_cannot_be_met(
 
 
 def test_routes_are_a_name_or_a_file() -> None:
-    with pytest.raises(UsageError, match="unifrom: takes own, uniform or"):
+    with pytest.raises(UsageError, match="unifrom: neither own nor uniform, nor"):
         routes_of("unifrom", CONFIG, 8)
 
 

@@ -35,7 +35,7 @@ def routes_of(kind: str, config: Mapping[str, Any], n_tokens: int) -> NDArray[np
     if kind == "uniform":
         return np.array([shuffled()[:, :used] for _ in range(n_tokens)], np.int32)
     if not Path(kind).is_file():
-        raise UsageError(f"--routes {kind}: takes own, uniform or the name of a file")
+        raise UsageError(f"--routes {kind}: neither own nor uniform, nor a file that is there")
     steps = [step for step in _recorded(Path(kind), n, layers) if len(step) == layers]
     if not steps:
         raise UsageError(f"{kind}: no step has a route for each of the {layers} layers")
