@@ -457,6 +457,14 @@ def test_every_command_has_help_and_there_is_a_version(qwen3: Command) -> None:
     assert ", ".join(RECIPES) in described and "one per CPU" in described
 
 
+@pytest.mark.parametrize("columns", [40, 60])
+def test_help_fits_a_narrow_terminal(qwen3: Command, columns: int) -> None:
+    for args in (["-h"], ["chat", "-h"], ["session", "rm", "-h"]):
+        lines = qwen3(*args, COLUMNS=str(columns)).stdout.splitlines()
+        assert max(map(len, lines)) <= columns, lines
+        assert any(line.startswith("  -h, --help  ") for line in lines)
+
+
 def test_a_tiny_model_without_thinking_tokens_is_refused_clearly(qwen3: Command) -> None:
     image = tiny_model()
     tokens = image.get("tokenizer.ggml.tokens")

@@ -16,6 +16,7 @@ from qwen3cli import __version__
 from qwen3cli.cli.chat import chat
 from qwen3cli.cli.config import settings
 from qwen3cli.cli.evaluate import evaluation
+from qwen3cli.cli.help import fit_narrow_terminals
 from qwen3cli.cli.run import run
 from qwen3cli.cli.session import sessions
 from qwen3cli.errors import INTERRUPTED, DoesNotFit, Qwen3Error, UsageError
@@ -46,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+fit_narrow_terminals()
 
 
 def main() -> int:
