@@ -50,7 +50,7 @@ def test_commands_change_the_session_and_never_reach_the_model(qwen3: Command) -
     lines = ["/no_think", QUESTION, "/stats", "/think", "/system Be kind.", "/bugdet 3", "/xyz",
              "/help", "/budget x", "/stats", "/clear", "/stats", "/exit", QUESTION]  # fmt: skip
     done = qwen3("chat", *GREEDY, input="\n".join(lines))
-    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert (done.returncode, done.stdout.count("\n")) == (2, 1)
     notes = done.stderr.splitlines()
     assert notes[0] == "thinking off, budget none"
     assert re.fullmatch(r"1 turn, \d+ of 4,096 tokens of context", notes[1])
@@ -124,6 +124,22 @@ def test_the_last_answer_of_a_pipe_decides_the_exit_code(qwen3: Command) -> None
     done = qwen3("chat", *GREEDY, "--max-tokens", "1", input=f"{QUESTION}\n/stats")
     assert (done.returncode, done.stdout) == (6, "6\n")
     assert done.stderr.splitlines()[0] == "qwen3: the answer was cut at --max-tokens 1"
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (["/bugdet", "/model no-such", QUESTION], 2),
+        (["/load no-such.json"], 1),
+        (["/model no-such", "/stats"], 3),
+    ],
+)
+def test_a_command_that_failed_in_a_pipe_is_seen_in_the_exit_code(
+    qwen3: Command, lines: list[str], code: int
+) -> None:
+    done = qwen3("chat", *GREEDY, input="\n".join(lines))
+    assert done.returncode == code
+    assert done.stdout == ("60\n" if QUESTION in lines else "")  # and the chat goes on
 
 
 def test_soft_switches_and_slashed_text_go_to_the_model(qwen3: Command) -> None:

@@ -47,7 +47,8 @@ class Storage:
 
 def chat(options: Options, storage: Storage, terminal: Terminal) -> int:
     """Talks until the input ends; returns the exit code. With a terminal, errors and
-    Ctrl-C end a turn; from a pipe, they end the chat, and the code is the last answer's."""
+    Ctrl-C end a turn; from a pipe, they end the chat, and the code is the last answer's, or that
+    of the first command that failed."""
     typed = sys.stdin is not None and sys.stdin.isatty() and terminal.visible
     storage.check(typed)
     terminal.route_thoughts(options.thoughts)
@@ -139,6 +140,7 @@ def _take(talk: Talk, line: str) -> None:
         if not line.strip() or execute(talk, line):
             return
     except (Qwen3Error, OSError) as error:
+        talk.failed = talk.failed or getattr(error, "exit_code", Qwen3Error.exit_code)
         _tell(talk, error)
         return
     if instead:

@@ -52,6 +52,7 @@ class Talk:
         self.last_statistics = ""  # a line, told by the model that replied
         self.files: dict[str, str] = {}  # what goes with the next message, by name
         self.editing: str | None = None  # the message that the next one takes the place of
+        self.failed = 0  # exit code of the first command that failed
         self.left = False
         self.terminated = 0  # by this signal, while it answered
 
@@ -61,8 +62,8 @@ class Talk:
 
     @property
     def exit_code(self) -> int:
-        """What the last reply would be as a command."""
-        return 0 if self.last is None else exit_code(self.last)
+        """What the last reply would be as a command; or that of a command that failed."""
+        return (exit_code(self.last) if self.last else 0) or self.failed
 
     # ---- replies --------------------------------------------------------------------------
 
