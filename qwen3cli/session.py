@@ -108,8 +108,8 @@ class Conversation:
         return self._turn(self.messages[:-1], settings, goes_on=run)
 
     def undo(self) -> str | None:
-        """Takes back the last message of the user and what followed; returns its text. None:
-        there is no message."""
+        """Takes back the last message of the user and what followed; returns its text. Where the
+        others now fit, all of them are sent again. None: there is no message."""
         self.settle()
         try:
             last = self._last_question()
@@ -117,7 +117,9 @@ class Conversation:
             return None
         text = self.messages[last].get("content") or ""
         del self.messages[last:]
-        self.dropped = min(self.dropped, len(self.messages))
+        dropped, self.dropped = min(self.dropped, len(self.messages)), 0
+        if self._is_tight(self.said()):
+            self.dropped = dropped
         self._last = self._kept = None
         return text
 
@@ -254,11 +256,11 @@ class Conversation:
         return system + self.messages[self.dropped :]
 
     def _fitting(self, settings: Settings) -> list[int]:
-        """The next prefix. When less than a quarter of the context is left, and the settings
-        allow it, the oldest turns are dropped until half is: so that it does not happen, and all
-        is computed anew, at every turn."""
+        """The next prefix. When it is tight, and the settings allow it, the oldest turns are
+        dropped until half of the context is left: so that it does not happen, and all is computed
+        anew, at every turn."""
         ids, n_ctx = self.prompt(settings), self.session.n_ctx
-        if settings.overflow == "error" or n_ctx - len(ids) >= n_ctx // 4:
+        if settings.overflow == "error" or not self._is_tight(ids):
             return ids
         questions = [
             index
@@ -271,6 +273,11 @@ class Conversation:
             self.dropped = index
             ids = self.prompt(settings)
         return ids
+
+    def _is_tight(self, ids: Sequence[int]) -> bool:
+        """Whether less than a quarter of the context is left behind these."""
+        n_ctx = self.session.n_ctx
+        return n_ctx - len(ids) < n_ctx // 4
 
     # ---- while the user types ----------------------------------------------------------------
 

@@ -261,6 +261,23 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_nearly_full() -> None:
     assert "Q11" in session.text
 
 
+def test_undo_brings_back_what_was_dropped_where_all_of_it_fits() -> None:
+    session = FakeSession(n_ctx=400)
+    talker = conversation(session)
+    while not talker.dropped:
+        list(turns(talker, 1))
+    many, dropped = len(talker.messages), talker.dropped
+    list(turns(talker, 1))
+    talker.undo()
+    assert (len(talker.messages), talker.dropped) == (many, dropped)  # all of them do not fit
+    while talker.dropped:
+        talker.undo()
+    assert len(talker.messages) > dropped
+    assert 200 < talker.used() <= 300
+    assert next(turns(talker, 1)).dropped == 0
+    assert "Q0" in session.text
+
+
 def test_dropping_does_not_help_a_message_that_is_too_long_by_itself() -> None:
     session = FakeSession(n_ctx=400)
     talker = conversation(session)

@@ -159,11 +159,14 @@ def _regen(talk: Talk, _argument: str) -> None:
 
 @_command("/undo", "", "take back the last message and its answer")
 def _undo(talk: Talk, _argument: str) -> None:
+    before = talk.conversation.dropped
     text = talk.conversation.undo()
     if text is None:
         raise UsageError("there is no message to take back")
     talk.store(lambda transcript: transcript.undo())
     talk.terminal.note(f"taken back: {beginning(text)}")
+    if before and talk.conversation.messages and not talk.conversation.dropped:
+        talk.terminal.note("all that was said before is sent again")
 
 
 @_command("/edit", "[TEXT]", "change the last message and answer it anew")
