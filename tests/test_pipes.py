@@ -6,10 +6,18 @@ import json
 import os
 import re
 import signal
+import sys
 from typing import Any
 
 import pytest
 from commandline import ENDLESS, PATIENCE, QUESTION, THINKING, Command
+
+from qwen3cli.errors import Qwen3Error
+from qwen3cli.options import Options
+from qwen3cli.run.printer import Form
+from qwen3cli.run.question import Order, run
+from qwen3cli.session import Conversation
+from qwen3cli.terminal import Terminal
 
 GREEDY = ("-m", "nano", "--temp", "0")
 DRAWN = ("-m", "nano", "--temp", "100", "--top-k", "0", "--top-p", "1", "--no-think")
@@ -179,6 +187,25 @@ def test_the_prompt_of_samples_is_computed_once(qwen3: Command) -> None:
     prompt = samples[0]["prompt_tokens"]
     assert prompt > 2000 and samples[0]["reused_tokens"] == 0
     assert all(prompt - 1 <= sample["reused_tokens"] <= prompt for sample in samples[1:])
+
+
+@pytest.mark.parametrize("form", [Form(several=True), Form(several=True, json=True)])
+def test_an_error_leaves_the_answers_before_it(
+    form: Form, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise Qwen3Error("the device is lost")
+
+    monkeypatch.setattr(Conversation, "regenerate", fail)
+    monkeypatch.setattr(sys, "stdin", None)
+    options = Options(model="nano", temp=0.0, gpu="off")
+    with pytest.raises(Qwen3Error, match="lost"):
+        run(Order(QUESTION, (), form, samples=3), options, Terminal())
+    out = capfd.readouterr().out
+    if form.json:
+        assert [sample["answer"] for sample in json.loads(out)["samples"]] == ["60"]
+    else:
+        assert out.startswith("60\n")
 
 
 def test_thoughts_of_samples_go_where_they_are_asked(qwen3: Command) -> None:

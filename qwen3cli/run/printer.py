@@ -85,10 +85,9 @@ class Printer:
         return code is not None
 
     def finish(self) -> None:
-        if self._form.json and self._form.several:
-            self._terminal.json({"samples": self._samples})
-        elif self._form.json:
-            self._terminal.json(self._samples[0])
+        if self._samples:
+            one = self._samples[0]
+            self._terminal.json({"samples": self._samples} if self._form.several else one)
 
     def _separate(self) -> None:
         """A line between two answers."""

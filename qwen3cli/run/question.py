@@ -52,15 +52,19 @@ def run(order: Order, options: Options, terminal: Terminal) -> int:
     settings = settings_of(options)
     if schema is not None:
         settings = replace(settings, grammar=conversation.grammar(schema))
+    printer = Printer(order.form, terminal)
+    samples = _samples(conversation, joined(pieces), settings, order, printer, terminal)
     replies, codes = [], []
     try:
-        for reply, code in _samples(conversation, joined(pieces), settings, order, terminal):
+        for reply, code in samples:
             codes.append(code)
             if code != INTERRUPTED:
                 replies.append(reply)
     except ContextOverflow as error:
         encode = conversation.session.model.tokenizer.encode
         raise overflow(error, pieces, lambda text: len(encode(text))) from None
+    finally:  # an error does not take the answers before it
+        printer.finish()
     if order.receipt is not None and replies:
         receipt = receipts.of(conversation, options, settings, schema, replies, terminal)
         receipts.write(receipt, order.receipt)
@@ -86,13 +90,17 @@ def read_schema(file: str | None) -> Schema | None:
 
 
 def _samples(
-    conversation: Conversation, text: str, settings: Settings, order: Order, terminal: Terminal
+    conversation: Conversation,
+    text: str,
+    settings: Settings,
+    order: Order,
+    printer: Printer,
+    terminal: Terminal,
 ) -> Iterator[tuple[Reply, int]]:
     """The replies and their exit codes, one after the other, with the seeds that follow the
     first; an interrupted one is the last. The prompt is computed once."""
-    session, form = conversation.session, order.form
+    session = conversation.session
     first = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
-    printer = Printer(form, terminal)
     for number in range(order.samples):
         seed = (first + number) % 2**64
         settings = replace(settings, seed=seed)
@@ -108,14 +116,13 @@ def _samples(
         if not there and code != INTERRUPTED:
             code = code or Qwen3Error.exit_code
             terminal.note("qwen3: the answer has no fenced block of code; without -x it is shown")
-        if not form.is_json:
+        if not order.form.is_json:
             tell(reply, settings, session, terminal)
             if terminal.interactive:
                 terminal.note(statistics(reply, session), dim=True)
         yield reply, code
         if code == INTERRUPTED:
             break
-    printer.finish()
 
 
 def exit_code(reply: Reply) -> int:
