@@ -56,6 +56,11 @@ class Terminal:
         """Somebody watches at least one of the two."""
         return self._err.is_terminal or self._out.is_terminal
 
+    @property
+    def draws(self) -> bool:
+        """Somebody watches a terminal that can do more than print."""
+        return self._err.moves or self._out.moves
+
     def route_thoughts(self, where: str | None, *, default: bool = True) -> None:
         """where: "show" or "dim", as they come; "fold", in a panel that leaves one line; "hide";
         the name of a file; or None: folded on a terminal, if default says so. A terminal that
@@ -90,9 +95,9 @@ class Terminal:
 
     def toggle_fold(self) -> None:
         """While it thinks: unfolds the thoughts, or folds those that follow. Else: shows the last
-        thoughts, and the next ones as they come; or folds the next. From any thread; without
-        effect where no thoughts are shown."""
-        self._thoughts.toggle()
+        thoughts, and the next ones as they come; or folds the next. From any thread."""
+        if told := self._thoughts.toggle():
+            self.note(told)
 
     def announce_fold_key(self, key: str) -> None:
         """Folded lines tell the key that unfolds them."""

@@ -190,6 +190,12 @@ def test_a_dumb_terminal_sees_no_escapes(qwen3: Command) -> None:
     terminal.wait_for("> ")
     terminal.type(f"{QUESTION}\r")
     terminal.wait_for(f"60\r\n.*{STATISTICS}")
+    terminal.type("/edit\r")
+    terminal.wait_for("/edit takes the new text here")
+    terminal.type("/edit What is 2 + 2?\r")
+    terminal.wait_for(r"\n4\r\n.*seed \d")
+    terminal.type("/fold\r")
+    terminal.wait_for("cannot be folded here")
     terminal.type("/exit\r")
     assert terminal.finish() == 0
     assert "\x1b" not in terminal.raw

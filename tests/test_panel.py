@@ -171,18 +171,21 @@ def test_the_last_thoughts_are_shown_whole(no_color: str, monkeypatch) -> None:
         monkeypatch.setenv("NO_COLOR", no_color)
         terminal = screen.terminal()
         terminal.route_thoughts("fold")
-        terminal.toggle_fold()
-        terminal.toggle_fold()  # nothing was thought: nothing to show
+        told = ["the next thoughts are shown as they come", "the next thoughts are folded"]
+        for i in range(2):  # nothing was thought: nothing to show
+            terminal.toggle_fold()
+            assert screen.lines[-1] == told[i]
         terminal.thought("one\ntwo", 1)
         terminal.end_thoughts("thought")
         terminal.toggle_fold()
         whole = ["<think>", "one", "two", "</think>"] if no_color else ["one", "two"]
-        assert screen.lines == ["▸ thought", *whole]
+        assert screen.lines == [*told, "▸ thought", *whole]
         assert bool(re.search(rb"\x1b\[\d*m", screen.raw)) != bool(no_color)
         terminal.thought("three", 1)  # is streamed
         terminal.end_thoughts("unseen")
         assert "three" in screen.lines and "unseen" not in "".join(screen.lines)
         terminal.toggle_fold()
+        assert screen.lines[-1] == told[1]
         terminal.thought("four", 1)
         terminal.end_thoughts("folded")
         assert screen.lines[-1] == "▸ folded"

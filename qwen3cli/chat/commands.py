@@ -177,8 +177,8 @@ def _edit(talk: Talk, argument: str) -> None:
         raise UsageError("there is no message to change")
     if argument:
         talk.say_instead(argument)
-    elif not talk.typed:
-        raise UsageError("/edit takes the new text here: nobody can type it")
+    elif not (talk.typed and talk.terminal.draws):
+        raise UsageError("/edit takes the new text here: /edit TEXT")
     else:
         talk.editing = messages[-1].get("content") or ""
 

@@ -106,25 +106,29 @@ class Thoughts:
                 self.close()
                 stream.show(f"{_DIM}{line}{_RESET}\n" if stream.is_styled else f"{line}\n")
 
-    def toggle(self) -> None:
-        """Folds or unfolds: what is thought now, or else the last thoughts and the next."""
+    def toggle(self) -> str:
+        """Folds or unfolds: what is thought now, or else the last thoughts and the next. Returns
+        what is to be told, where the screen does not show it."""
         stream = self._stream
         if stream is None or not stream.moves:
-            return
+            return "thoughts cannot be folded here"
         with self._lock:
             self.fold = not self.fold
             if self.fold:
-                if self._open:
-                    self._mark(False)
-                    self._open_panel()
-                return
+                if not self._open:
+                    return "the next thoughts are folded"
+                self._mark(False)
+                self._open_panel()
+                return ""
+            if not (self._open or self._text):
+                return "the next thoughts are shown as they come"
             self.close()
             stream.fresh_line()
-            if self._open or self._text:
-                self._mark(True)
-                self._show("".join(self._text))
-            if self._text and not self._open:
+            self._mark(True)
+            self._show("".join(self._text))
+            if not self._open:
                 self._mark(False)
+            return ""
 
     @contextmanager
     def aside(self) -> Iterator[None]:
