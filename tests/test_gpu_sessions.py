@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 DENSE, MOE = ROOT / "tests/data/tiny-gpu.gguf", ROOT / "tests/data/tiny-gpu-moe.gguf"
@@ -90,3 +91,22 @@ refused(UsageError, "GPU", session.observe, Importance(model))
 assert answer(host) and answer(model)
 """
     run(emulated_gpu, DENSE, 1, script)
+
+
+def test_more_experts_of_a_token_than_a_warp_has_lanes_are_refused(
+    emulated_gpu: Path, tmp_path: Path
+) -> None:
+    def model(used: int) -> Path:
+        image = tiny_model(head_dim=32, ffn=32, experts=40, experts_used=used)
+        return image.write(tmp_path / f"{used}.gguf")
+
+    run(emulated_gpu, model(32), 1, "assert answer(model) == answer(host)")
+    script = f"""
+try:
+    Model({str(model(33))!r}, threads=1).use_gpu(0, 1)
+except FormatError as error:
+    assert "33 experts of a token" in str(error), error
+else:
+    raise AssertionError("33 experts")
+"""
+    run(emulated_gpu, MOE, 1, script)

@@ -43,9 +43,10 @@ typedef struct {
 
 /* ---- the router ---- */
 
-enum { EXPERTS_MOST = 256, PARTS_MOST = 3 };
+enum { EXPERTS_MOST = 256, USED_MOST = 32, PARTS_MOST = 3 };
 
-/* Of n tokens the experts, the most probable first, and their weights: [n][n_used]. */
+/* Of n tokens the experts, the most probable first, and their weights: [n][n_used], up to USED_MOST
+ * each. */
 typedef struct {
     GLOBAL const float *logits; /* [n][n_experts] */
     GLOBAL int *experts;

@@ -166,6 +166,9 @@ static qwen3_status check(const qwen3_model *m, const qwen3_gpu_share *share, qw
     if (c->n_experts > EXPERTS_MOST)
         return fail(err, QWEN3_ERR_UNSUPPORTED, "%d experts: a GPU takes up to %d", c->n_experts,
                     EXPERTS_MOST);
+    if (c->n_experts_used > USED_MOST)
+        return fail(err, QWEN3_ERR_UNSUPPORTED, "%d experts of a token: a GPU takes up to %d",
+                    c->n_experts_used, USED_MOST);
     for (int i = c->n_layers - share->n_layers; i < c->n_layers; i++)
         if (m->layers[i].gate.type != m->layers[i].up.type)
             return fail(err, QWEN3_ERR_UNSUPPORTED,
