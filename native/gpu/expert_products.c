@@ -16,9 +16,9 @@ static void few_experts(pass *p, const layer *l, int entries) {
     a = (matvec_args){.entry_w = of[PART_DOWN],
                       .x = form(&l->down, (vectors){s->hidden, s->hidden_act}),
                       .y = s->expert_out, .n_in = l->down.n_in, .n_out = l->down.n_out,
-                      .n_columns = 1, .entries_per_x = 1, .n_pairs = 16};
+                      .n_columns = 1, .entries_per_x = 1, .n_pairs = FEW_PAIRS};
     launch(p, matvec_kernel(l->down.type, 1),
-           (gpu_grid){blocks(blocks(a.n_out, 2), 16), entries, 1, THREADS, 0}, &a, sizeof a);
+           (gpu_grid){blocks(blocks(a.n_out, 2), FEW_PAIRS), entries, 1, THREADS, 0}, &a, sizeof a);
 }
 
 /* Of many tokens each expert multiplies those that chose it. */

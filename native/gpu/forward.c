@@ -5,8 +5,10 @@
 
 #include "pass.h"
 
+/* As many threads as a block can have: a warp quantizes its groups one after the other. */
 static void norm(pass *p, const float *x, const float *w, int n) {
-    LAUNCH(p, rms_norm, ((gpu_grid){n, 1, 1, THREADS, 32 * sizeof(float)}),
+    int threads = p->c->n_embd < MOST_THREADS ? p->c->n_embd : MOST_THREADS;
+    LAUNCH(p, rms_norm, ((gpu_grid){n, 1, 1, threads, 32 * sizeof(float)}),
            (norm_args){x, w, p->s->normed, p->s->normed_act, p->c->n_embd, p->c->rms_eps});
 }
 

@@ -29,7 +29,7 @@ static void copy_row(pass *p, const float *table, int row, float *to) {
     int n_vocab = p->c->n_vocab;
     s->staged.ids[0] = row;
     upload(p, s->ids, s->staged.ids, sizeof *s->ids);
-    LAUNCH(p, embed_rows, ((gpu_grid){1, 1, 1, 4 * THREADS, 0}),
+    LAUNCH(p, embed_rows, ((gpu_grid){1, 1, 1, MOST_THREADS, 0}),
            (embed_args){(const void *)table, s->ids, to, TYPE_F32, n_vocab, FEW_COLUMNS,
                         (size_t)n_vocab * sizeof *table});
 }

@@ -6,7 +6,9 @@
 
 #include "sequence.h"
 
-enum { THREADS = 256 };
+/* FEW_PAIRS: a pair of rows for each warp of a block. With more to a block, those of a small matrix
+ * would not reach all multiprocessors. */
+enum { THREADS = 256, MOST_THREADS = 1024, FEW_PAIRS = THREADS / 32 };
 
 /* A pass; after an error nothing more is queued. */
 typedef struct {

@@ -3,7 +3,7 @@
 
 void gpu_multiply_each(pass *p, const weight *w, const weight *up, vectors x, int n, vectors y,
                        int add) {
-    int pairs = up ? w->n_out : blocks(w->n_out, 2), of_block = y.q ? 32 : 16;
+    int pairs = up ? w->n_out : blocks(w->n_out, 2), of_block = y.q ? 32 : FEW_PAIRS;
     int columns = n < FEW_COLUMNS ? n : FEW_COLUMNS;
     int shared = y.q ? GROUP_SIZE * columns * (int)sizeof(float) : 0;
     matvec_args a = {.w = w->data, .up = up ? up->data : NULL, .x = form(w, x), .y = y.f,
