@@ -4,7 +4,7 @@
 #               the GPU's kernels under MSan (clang)
 # make kernels  10,000 random cases of every operation and backend, against scalar; nano on an
 #               emulated GPU
-# make cuda   what nvcc makes of the GPU's kernels, against docs/gpu-resources.md: none may spill
+# make cuda   what nvcc makes of the GPU's kernels, against docs/gpu-resources.md: registers must do
 # make fuzz   the GGUF reader under libFuzzer (clang);  make arm  the ARM kernels under qemu
 PYTHON ?= python3
 VENV := .venv

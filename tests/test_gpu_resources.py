@@ -38,9 +38,19 @@ def resources() -> ModuleType:
 def test_the_report_is_read(resources: ModuleType) -> None:
     uses = resources.parse(REPORT)
     assert uses["small"]["75"] == resources.Use(registers=24)
-    assert uses["large"]["75"] == resources.Use(registers=255, shared=1024, stack=40, spills=40)
+    assert uses["large"]["75"] == resources.Use(registers=255, stack=40)
     assert (uses["small"]["75"].threads, uses["large"]["75"].threads) == (1024, 256)
-    assert resources.spilling(uses) == ["large spills 40 bytes on sm_75"]
+
+
+def test_what_a_launch_cannot_have_is_told(
+    resources: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uses = resources.parse(REPORT)
+    memory = "large has 40 bytes in memory on sm_75"
+    assert resources.excesses(uses) == [memory]
+    monkeypatch.setattr(resources, "THREADS", {"small": 1024, "large": 512})
+    threads = "large has 512 threads and registers for 256 on sm_75"
+    assert resources.excesses(uses) == [memory, threads]
 
 
 def test_numbers_are_compared_for_one_nvcc_and_kernels_for_any(

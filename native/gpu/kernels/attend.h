@@ -132,6 +132,7 @@ DEVICE void merge_warps(GLOBAL float *part, size_t stride, int n, int head_dim, 
         part[(size_t)at.tid * stride + (size_t)head_dim] = top;
         part[(size_t)at.tid * stride + (size_t)head_dim + 1] = sum;
     }
+    UNROLL
     for (int first = 0; first < G; first += 4) {
         for (int g = 0; g < 4; g++)
             for (int i = 0; i < 4; i++)

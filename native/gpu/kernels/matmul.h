@@ -88,7 +88,7 @@ DEVICE void add_tiles(LOCAL tile_sums (&y)[WARP_ROWS][WARP_COLUMNS], int j,
 template <class W>
 DEVICE void add_step(LOCAL tile_sums (&y)[WARP_ROWS][WARP_COLUMNS], SHARED const stage *rows,
                      SHARED const stage *cols, int tile, int n, place at) {
-    enum { together = W::run == 16 && W::minima ? 2 : 4 };
+    enum { together = W::run == 16 ? 2 : 4 };
     int first = at.warp / COLUMN_WARPS * WARP_ROWS * TILE_ROWS;
     tile_rows w[WARP_ROWS];
     factors by[WARP_ROWS][2];
