@@ -8,7 +8,8 @@
  * rows beside it, nor on how a prompt is cut.
  *
  * The sums are as exact as in float: items, halves or bytes, are f16 without a rounding; scales are
- * applied in float; queries and softmax weights are the sum of two f16 each.
+ * applied in float; queries and softmax weights are the sum of two f16 each; outputs of 16 positions
+ * are added in float, as the unit's own sums are cut off, not rounded, and drift.
  */
 #ifndef QWEN3_GPU_ATTEND_PREFILL_H
 #define QWEN3_GPU_ATTEND_PREFILL_H
@@ -263,8 +264,10 @@ DEVICE void add_step(LOCAL lane_rows &rows, LOCAL const tile_sums (&weights)[SCO
         for (int j = 0; j < OUT_TILES; j++) {
             if (j * TILE_COLUMNS >= head_dim) break;
             if (KV::Q8 && j % 4 == 0) w = scaled_weights(weights, items, j / 4, i, lane);
-            add_split(rows.out[j], w, items->values + i * VALUE_STRIDE + j * TILE_COLUMNS / 2,
+            tile_sums sum = {0, 0, 0, 0};
+            add_split(sum, w, items->values + i * VALUE_STRIDE + j * TILE_COLUMNS / 2,
                       VALUE_STRIDE, lane);
+            for (int k = 0; k < 4; k++) rows.out[j][k] += sum[k];
         }
     }
 }

@@ -333,28 +333,48 @@ DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
 
 #else
 
-/* The sum of the products of a word of w and one of x, in float: int8 exactly. */
-DEVICE float word_int8(int w, int x) { return (float)dot4(w, x, 0); }
-DEVICE float word_f16(int w, int x) {
-    return fma(high_half((uint)w), high_half((uint)x), low_half((uint)w) * low_half((uint)x));
+/* v + the products of four words of w and of x, of int8 exactly. */
+DEVICE float add_int8(float v, const int *w, const int *x) {
+    int dot = 0;
+    for (int j = 0; j < 4; j++) dot = dot4(w[j], x[j], dot);
+    return v + (float)dot;
 }
 
-/* v += the products of halves [first, last): what lanes hold, laid out as CUDA documents it. */
-template <float word(int, int)>
+/* Four products at a time are added exactly and then cut off, not rounded (Fasi et al., Numerical
+ * behavior of NVIDIA tensor cores, 2021): sums of many drift towards zero. */
+DEVICE float add_f16(float v, const int *w, const int *x) {
+    double sum = v;
+    for (int j = 0; j < 4; j++) {
+        uint a = (uint)w[j], b = (uint)x[j];
+        sum += (double)low_half(a) * low_half(b) + (double)high_half(a) * high_half(b);
+        if (j % 2 == 0) continue;
+        v = (float)sum;
+        if (std::fabs((double)v) > std::fabs(sum)) v = std::nextafter(v, 0.0f);
+        sum = v;
+    }
+    return v;
+}
+
+/* v += the products of parts [first, last): what lanes hold, laid out as CUDA documents it. */
+template <float add(float, const int *, const int *)>
 DEVICE void tile_words(LOCAL float (&v)[4], tile_rows w, tile_columns x, int first, int last) {
     int own[6] = {w.v[0], w.v[1], w.v[2], w.v[3], x.v[0], x.v[1]};
     const int(*all)[6] = emulated::exchange6(own, __builtin_LINE());
     int lane = emulated::lane();
     for (int part = first; part < last; part++)
-        for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++)
-                v[i] += word(all[lane / 4 * 4 + j][2 * part + i / 2],
-                             all[(lane % 4 * 2 + i % 2) * 4 + j][4 + part]);
+        for (int i = 0; i < 4; i++) {
+            int row[4], column[4];
+            for (int j = 0; j < 4; j++) {
+                row[j] = all[lane / 4 * 4 + j][2 * part + i / 2];
+                column[j] = all[(lane % 4 * 2 + i % 2) * 4 + j][4 + part];
+            }
+            v[i] = add(v[i], row, column);
+        }
 }
 
 /* v += the dots of 32 int8, where v came from TILE_START. */
 DEVICE void tile_add_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
-    tile_words<word_int8>(v, w, x, 0, 2);
+    tile_words<add_int8>(v, w, x, 0, 2);
 }
 
 /* v = TILE_START + the dots of 32 int8. */
@@ -366,12 +386,12 @@ DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
 /* The same of one part: 16 int8. */
 DEVICE void tile_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x, int part) {
     for (int i = 0; i < 4; i++) v[i] = TILE_START;
-    tile_words<word_int8>(v, w, x, part, part + 1);
+    tile_words<add_int8>(v, w, x, part, part + 1);
 }
 
 /* v += the dots of 16 f16. */
 DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
-    tile_words<word_f16>(v, w, x, 0, 2);
+    tile_words<add_f16>(v, w, x, 0, 2);
 }
 
 #endif

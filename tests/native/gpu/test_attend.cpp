@@ -164,5 +164,7 @@ int main() {
     test_decode(&r, {1, 2, 32, false}, 8192 + 1 + r.below(300), 1);
     for (int i = 0; i < 10; i++)
         test_prefill(&r, some_shape(&r), r.below(2) ? r.below(60) : 0, 1 + r.below(12));
+    test_prefill(&r, {1, 1, 64, false}, 1000, 9); /* sums of many do not drift */
+    test_prefill(&r, {1, 1, 64, true}, 1000, 9);
     return finish();
 }
