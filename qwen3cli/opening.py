@@ -34,9 +34,8 @@ def open_session(opening: Opening, tell: Tell, *, expected: bool = False) -> Ses
 
 
 def open_model(opening: Opening, tell: Tell, *, expected: bool = False) -> tuple[Model, Placement]:
-    """A model, and where it lies. tell: if it is not all in one memory, or was not made for so
-    long a context; expected: and how fast it will be, for which the machine may have to be
-    measured.
+    """A model, and where it lies. tell: if it is not all in one memory; expected: and how fast it
+    will be, for which the machine may have to be measured.
 
     A GPU that has too little memory after all, for a session as well, gets less of the model, in
     the end nothing; that is told, too. Raises as Model and place do; and what is wrong with a GPU
@@ -47,8 +46,6 @@ def open_model(opening: Opening, tell: Tell, *, expected: bool = False) -> tuple
         for line in _plan(opening, placement, expected, why):
             tell(line)
         model = Model(opening.path, threads=opening.threads, expert_bytes=placement.expert_bytes)
-        if not why:
-            _warn_beyond(model, placement.n_ctx or 0, tell)
         gpu = placement.gpu
         if gpu is None:
             return model, placement
@@ -72,15 +69,6 @@ def _placed(opening: Opening, card: Card | None) -> Placement:
         share=opening.share,
         card=card,
     )
-
-
-def _warn_beyond(model: Model, n_ctx: int, tell: Tell) -> None:
-    most = model.config["n_ctx_train"]
-    if n_ctx > most:
-        tell(
-            f"qwen3: {model.path.stem} was made for {most:,} tokens of context: from there to "
-            f"{n_ctx:,} answers may lose their sense"
-        )
 
 
 def _use(model: Model, placement: Placement, gpu: Share, kv: str | None) -> None:

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from commandline import ENDLESS, PATIENCE, QUESTION, THINKING, Command
+from commandline import ENDLESS, ENDLESS_NOTE, PATIENCE, QUESTION, THINKING, Command
 
 from qwen3cli.errors import Qwen3Error
 from qwen3cli.options import Options
@@ -242,13 +242,13 @@ def test_every_event_is_written_at_once(qwen3: Command) -> None:
     *_, end = process.stdout.read().splitlines()
     assert process.wait(PATIENCE) == 130
     assert json.loads(end)["answer_stop"] == "user"
-    assert process.stderr.read() == b""
+    assert process.stderr.read().decode() == ENDLESS_NOTE
 
 
 @pytest.mark.parametrize("form", ["--jsonl", "-n9"])
 def test_nobody_reading_ends_every_form_silently(qwen3: Command, form: str) -> None:
     done = qwen3.shell(f'"$@" run x {" ".join(ENDLESS)} {form} </dev/null | head -c 1 >/dev/null')
-    assert (done.returncode, done.stderr) == (141, "")
+    assert (done.returncode, done.stderr) == (141, ENDLESS_NOTE)
 
 
 def test_an_answer_without_code_is_an_error(qwen3: Command) -> None:
