@@ -303,8 +303,9 @@ def _memory(memory: dict[str, int | None]) -> str:
 
 def _disk(disk: dict[str, Any]) -> str:
     rate = disk["read_gb_s"]
-    text = "its rate is not known" if rate is None else f"reads {rate:.2f} GB/s"
-    return f"{text}, {'past' if disk['direct'] else 'not past'} the page cache"
+    if rate is None:
+        return "its rate is not known"
+    return f"reads {rate:.2f} GB/s, {'past' if disk['direct'] else 'not past'} the page cache"
 
 
 def _folder(folder: dict[str, Any]) -> str:

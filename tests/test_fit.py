@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,10 @@ def test_the_table_fits_a_terminal(tmp_path: Path) -> None:
     lines = [line for line in shown.text.splitlines() if re.match(r" (\S+:q\d|-{3}|─)", line)]
     assert len(lines) == 4 * len(RELEASES) + 1
     assert all(len(line) <= 80 and line.count(":") == (":" in line) for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its /proc")
+def test_a_disk_that_cannot_be_measured_is_unknown(tmp_path: Path) -> None:
+    qwen3, nowhere = Command(tmp_path), {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/proc/none"}
+    assert "GB/s, disk unknown\n" in qwen3("fit", "30b-a3b:q4", **nowhere).stdout
+    assert "its rate is not known\n" in qwen3("doctor", **nowhere).stdout

@@ -274,7 +274,8 @@ def _show(report: dict[str, Any], terminal: Terminal) -> None:
         rows.insert(1, ("not here", " and ".join(f"`{line}`" for line in report["get"])))
     machine = report["machine"]
     disk, seconds = machine["disk_gb_s"], report["prompt_1000_s"]
-    reads = f"memory {machine['read_gb_s']:.1f} GB/s, disk {_number(disk)} GB/s"
+    reads = f"memory {machine['read_gb_s']:.1f} GB/s, disk "
+    reads += "unknown" if disk is None else f"{_number(disk)} GB/s"
     if gpu and gpu["read_gb_s"]:
         reads += f", GPU {_number(gpu['read_gb_s'])} GB/s"
         reads += f", uploads {_number(gpu['upload_gb_s'])} GB/s"
