@@ -107,7 +107,7 @@ def test_every_command(columns: int, tmp_path: Path) -> None:
         ("/regen", "▸ thought for ", " (natural)", "hello thinking ", "(end)"),
         ("/fold", "They say: hello"),
         ("/edit why", "They say: why", "why thinking"),
-        ("/fold",),
+        ("/fold", "the next thoughts are folded"),
         ("/stats", "1 turn, ", "thinking on, budget 500", "last reply: thinking ", "session "),
         ("/ctx", "system ", "Be kind.", "you ", "answer ", "of 4,096 tokens are used"),
         ("/set temp 0.5", "temp 0.5"),
