@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cards import Devices
 from commandline import ROOT, Command
 
 from qwen3cli.engine import Model
-from qwen3cli.errors import DoesNotFit
+from qwen3cli.errors import DoesNotFit, Qwen3Error
 from qwen3cli.plan.sizes import device_kv, device_work, sizes_of
-from qwen3cli.run.receipts import versions
+from qwen3cli.run import receipts, replay
+from qwen3cli.terminal import Terminal
 
 SHORT = ("--no-think", "--temp", "0", "--seed", "1")
 ASK = ("run", "-m", "nano", *SHORT, "--ctx", "512", "2 + 2 = ?")
@@ -215,6 +218,23 @@ def test_a_replay_takes_the_experts_of_the_receipt(gpu: Gpu, qwen3: Command) -> 
     assert change.endswith(f"{there[1]} of 128 experts) and is none")
 
 
+def test_a_replay_does_without_a_gpu_that_fails(
+    qwen3: Command, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices(8)
+    assert qwen3(*FIRST, "--receipt", "r.json").returncode == CUT
+    receipt = replace(receipts.read(str(qwen3.home / "r.json")), gpu_layers=2)
+    tried: list[int | None] = []
+
+    def use_gpu(self: Model, device: int, layers: int, **_: int) -> None:
+        tried.append(layers)
+        raise Qwen3Error("the kernel does not load")
+
+    monkeypatch.setattr(Model, "use_gpu", use_gpu)
+    session = replay._open(receipt, DENSE, None, 1, Terminal())
+    assert tried == [2, 4] and session.model.device is None
+
+
 @pytest.mark.parametrize(("n_slots", "told"), [(384, ""), (51, ", 51 of 384 experts")])
 def test_a_receipt_tells_of_experts_that_the_gpu_lacks(n_slots: int, told: str) -> None:
     """The CPU may compute those, to other bits."""
@@ -224,7 +244,7 @@ def test_a_receipt_tells_of_experts_that_the_gpu_lacks(n_slots: int, told: str) 
         gpu_stats=SimpleNamespace(n_layers=3, n_slots=n_slots),
         config={"n_layers": 3, "n_experts": 128},
     )
-    assert versions(model)["gpu"] == f"Quick 5 (cuda, 3 of 3 layers{told})"
+    assert receipts.versions(model)["gpu"] == f"Quick 5 (cuda, 3 of 3 layers{told})"
 
 
 def test_a_perplexity(gpu: Gpu, qwen3: Command) -> None:

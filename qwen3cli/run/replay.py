@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen3cli.engine import Grammar, Model, Session, Tokenizer
-from qwen3cli.errors import DoesNotFit, ModelNotFound, Qwen3Error, UsageError
+from qwen3cli.errors import ModelNotFound, Qwen3Error
 from qwen3cli.interrupt import interruptible
 from qwen3cli.library import obtain
 from qwen3cli.opening import Opening, open_session
@@ -83,7 +83,7 @@ def _open(
     opening = Opening(path, ram, None, receipt.n_ctx, receipt.kv, threads)
     found = card("auto", None) if receipt.gpu_layers else None
     if found:
-        with suppress(DoesNotFit, UsageError):
+        with suppress(Qwen3Error):  # else what fits, or the CPU
             exact = replace(found, layers=receipt.gpu_layers, expert_bytes=receipt.gpu_expert_bytes)
             return open_session(replace(opening, card=exact), terminal.note)
     return open_session(replace(opening, card=found), terminal.note)
