@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,9 +80,12 @@ def test_fit_tells_what_is_on_the_gpu(devices: Devices, fitted: Fitted) -> None:
     assert fast > report["decode"][0]["tok_s"] > off["decode"][0]["tok_s"]
     report, text = fitted("30b-a3b:q4_k_m", QUICK, vram="6G", ram="24G")
     there = report["gpu"]["expert_bytes"] / report["experts"]["bytes"]
-    assert f"all layers on the GPU; experts: {there:.0%} there, {1 - there:.0%} in memory" in text
+    assert f"all layers on the GPU; experts: {there:.0%} there, all in memory" in text
     report, text = fitted("30b-a3b:q4_k_m", QUICK, vram="6G", ram="8G")
-    assert report["where"] == "offloaded" and "the others in the file" in text
+    assert report["where"] == "offloaded"
+    assert re.search(r"experts: \d+% there, \d+% in memory, all in the file", text)
+    report, text = fitted("30b-a3b:q4_k_m", QUICK, vram="6G", gpu="10", ram="24G")
+    assert re.search(r"10 of 48 layers on the GPU; experts: 2.% there, the others in memory", text)
     report, text = fitted("32b:q6_k", QUICK, vram="6G", ram="auto")
     assert report["where"] == "mapped" and "64 layers on the GPU; the rest does not fit" in text
 

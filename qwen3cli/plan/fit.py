@@ -324,10 +324,12 @@ def _split(report: dict[str, Any], gpu: dict[str, Any], where: str) -> str:
         return f"{text}; the rest {where}"
     if not experts:
         return f"{text}, the others on the CPU"
+    # a tier above others holds again what is in them
+    others = "all" if gpu["hit_rate"] < 1 else "the others"
     if report["where"] == "offloaded":
         here = (experts["held_bytes"] or 0) / experts["bytes"]
-        return f"{text}, {here:.0%} in memory, the others in the file"
-    return f"{text}, {1 - there:.0%} in memory"
+        return f"{text}, {here:.0%} in memory, {others} in the file"
+    return f"{text}, {others} in memory"
 
 
 def _two_digits(value: float) -> str:
