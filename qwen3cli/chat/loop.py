@@ -153,7 +153,11 @@ def _tell(talk: Talk, error: Exception) -> None:
     text = str(error)
     if isinstance(error, OSError):
         text = f"{error.filename}: {reason(error)}" if error.filename else reason(error)
-    hint = "; /ctx shows what takes room" if isinstance(error, ContextOverflow) else ""
+    hint = ""
+    if isinstance(error, ContextOverflow):
+        hint = "; /ctx shows what takes room"
+        if talk.settings.overflow == "error":
+            hint += ", /set overflow drop-oldest makes some"
     talk.terminal.note(f"qwen3: {text}{hint}")
 
 
