@@ -236,6 +236,11 @@ class Conversation:
         """How many tokens of the context what was said takes."""
         return len(self.said())
 
+    def held(self) -> int:
+        """How many of these tokens are computed already."""
+        self.settle()
+        return _common(self.session.ids, self.said())
+
     def _render(
         self, messages: list[Message], thinking: bool, generation_prompt: bool
     ) -> list[int]:

@@ -343,9 +343,7 @@ def _ctx(talk: Talk, _argument: str) -> None:
         who = "you" if message["role"] == "user" else "answer"
         sent = "" if index >= conversation.dropped else "(not sent any more) "
         note(f"{who:<10}{tokens:>8,}  {sent}{beginning(message.get('content') or '')}", hang=20)
-    said = conversation.said()
-    conversation.settle()
-    used, held = len(said), _common(conversation.session.ids, said)
+    used, held = conversation.used(), conversation.held()
     note(f"{used:,} of {n_ctx:,} tokens are used ({used / n_ctx:.0%}), {n_ctx - used:,} are left")
     note(f"the next prompt begins with these {used:,}, of which {held:,} are computed already")
 
@@ -480,9 +478,3 @@ def beginning(text: str, most: int = 50) -> str:
     """Of a text, on a line, as far as that many characters."""
     line = " ".join(text[: 8 * most].split())
     return line if len(line) <= most else line[: most - 3] + "..."
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
