@@ -196,6 +196,16 @@ def test_the_last_thoughts_are_shown_whole(no_color: str, monkeypatch) -> None:
         assert [line for line in screen.lines if "four, five" in line]
 
 
+def test_empty_thoughts_unfold_to_a_note(monkeypatch) -> None:
+    with Emulator(80, 24, monkeypatch) as screen:
+        terminal = screen.terminal()
+        terminal.route_thoughts("fold")
+        terminal.thought("\n", 1)
+        terminal.end_thoughts("thought")
+        terminal.toggle_fold()
+        assert screen.lines == ["▸ thought", "the next thoughts are shown as they come"]
+
+
 def test_notes_bars_and_json_are_written_above_the_panel(monkeypatch) -> None:
     with Emulator(80, 24, monkeypatch) as screen:
         terminal = screen.terminal()

@@ -114,8 +114,7 @@ def _no_think(talk: Talk, _argument: str) -> None:
 @_command("/budget", "[N|30s|none]", "the most that thinking takes", _one_of("none"))
 def _budget(talk: Talk, argument: str) -> None:
     if argument:
-        tokens, seconds = parse_budget(argument)
-        talk.settings = replace(talk.settings, budget=tokens, seconds=seconds)
+        _set_to(talk, "budget", argument)
     _mode(talk)
 
 

@@ -120,12 +120,13 @@ class Thoughts:
                 self._mark(False)
                 self._open_panel()
                 return ""
-            if not (self._open or self._text):
+            text = "".join(self._text)
+            if not (self._open or text.strip()):
                 return "the next thoughts are shown as they come"
             self.close()
             stream.fresh_line()
             self._mark(True)
-            self._show("".join(self._text))
+            self._show(text)
             if not self._open:
                 self._mark(False)
             return ""
