@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -14,7 +16,18 @@ from cards import devices  # noqa: F401
 from commandline import Command
 from emulated import emulated_gpu  # noqa: F401
 from hub_server import LoopbackHub, Repository
-from pulling import GGUF, MODEL, NAME, SPLIT, TOKEN, WEIGHTS, Outcome, Pull, set_up
+from pulling import (
+    GGUF,
+    MODEL,
+    NAME,
+    SPLIT,
+    TOKEN,
+    WEIGHTS,
+    Outcome,
+    Pull,
+    leading_elsewhere,
+    set_up,
+)
 
 from qwen3cli.cli import commands
 from qwen3cli.hub import remote
@@ -33,6 +46,26 @@ def qwen3(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Processes that need no time to import things. There is one server that forks them, whichever
+    test is the first: they have the environment from before any test changed it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "pytest",
+            "quant.quantize",
+            "qwen3cli.chat.transcripts",
+            "qwen3cli.engine",
+            "qwen3cli.library.pull",
+            "huggingface_hub.utils._auth",
+            "huggingface_hub.utils._fixes",
+        ]
+    )
+    forkserver.ensure_running()
+    return context
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """The only network there is, and an empty cache."""
@@ -43,9 +76,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
         "some/gated-GGUF": Repository({NAME: MODEL}, token=TOKEN, gated=True),
         "some/private-GGUF": Repository({NAME: MODEL}, token=TOKEN),
     }
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name.startswith("HF_"):
-            monkeypatch.delenv(name)
+    for name in leading_elsewhere():
+        monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     with LoopbackHub(repositories) as served:

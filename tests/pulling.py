@@ -50,6 +50,11 @@ class _Client(httpx2.Client):
         super().__init__(**options, verify=False)
 
 
+def leading_elsewhere() -> list[str]:
+    """Variables of the environment that name another hub, another cache or a proxy."""
+    return [name for name in os.environ if name.lower().endswith("_proxy") or name[:3] == "HF_"]
+
+
 def set_up(put: Callable[[Any, str, Any], None], url: str, cache: Path) -> None:
     """Where constants that huggingface_hub reads once from the environment point to."""
     put(constants, "ENDPOINT", url)
@@ -66,6 +71,8 @@ def child(url: str, cache: str) -> None:
     """A pull in a process of its own, by multiprocessing."""
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     set_up(setattr, url, Path(cache))
+    for name in leading_elsewhere():
+        del os.environ[name]
     os.environ["XDG_STATE_HOME"] = str(Path(cache).parent / "state")
     pull("0.6b", Terminal(), weights=False, revision=None, offline=False, as_json=False)
 

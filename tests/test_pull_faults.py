@@ -4,7 +4,6 @@ wrong becomes a model, and nothing that came is lost."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import shutil
 import signal
@@ -262,18 +261,6 @@ def test_a_disk_that_fills_up(hub: LoopbackHub, tmp_path: Path) -> None:
 
 
 # ---- several, and the end at any moment -------------------------------------
-
-
-@pytest.fixture(scope="module")
-def forks() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    preloaded = [
-        "qwen3cli.library.pull",
-        "huggingface_hub.utils._auth",
-        "huggingface_hub.utils._fixes",
-    ]
-    context.set_forkserver_preload(preloaded)
-    return context
 
 
 def start(hub: LoopbackHub, forks: Any) -> Any:

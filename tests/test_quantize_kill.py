@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import multiprocessing
 import os
 import random
 import shutil
@@ -41,14 +40,6 @@ def verify(out: Path, known: list[Contents]) -> None:
     """Every file that opens a model is one of the known runs', whole."""
     for entry in filter(opens_a_model, forms(out)):
         assert contents(files(entry)) in known, entry.name
-
-
-@pytest.fixture(scope="module")
-def forks() -> Any:
-    """Processes that need no time to import things."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "quant.quantize"])
-    return context
 
 
 def test_killed_at_random_moments(tmp_path: Path, forks: Any) -> None:

@@ -3,7 +3,6 @@ is damaged, foreign or half written is an error and no answer."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -231,13 +230,6 @@ def save_for_ever(model: Path, path: Path, ready: Any) -> None:
         session.fill(400 + n % 100)
         session.save(path)
         ready.set()
-
-
-@pytest.fixture(scope="module")
-def forks() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "qwen3cli.engine"])
-    return context
 
 
 def test_a_disk_that_fills_up_leaves_the_old_file(model: Model, tmp_path: Path, forks: Any) -> None:

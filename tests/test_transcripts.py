@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -209,6 +208,7 @@ def test_opening_writes_nothing() -> None:
 
 def append_forever(path: str, acknowledged: str) -> None:
     """Turns of any length, of which each is acknowledged when it is stored."""
+    os.environ["XDG_STATE_HOME"] = str(Path(path).parents[2])  # the server that forks has its own
     rng = random.Random()
     fd = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if Path(path).exists():
@@ -219,14 +219,6 @@ def append_forever(path: str, acknowledged: str) -> None:
     for number in count(len(transcript.turns)):
         say(transcript, str(number), "x" * int(10 ** rng.uniform(0, 6)))
         os.write(fd, b"%d\n" % number)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Any:
-    """Processes that need no time to import things."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "qwen3cli.chat.transcripts"])
-    return context
 
 
 def test_killed_at_any_moment(folder: Path, tmp_path: Path, forks: Any) -> None:
