@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import select
 import struct
 import sys
 import termios
@@ -17,6 +16,7 @@ import pytest
 
 from qwen3cli.terminal import Terminal
 
+MARK = b"\0"  # which nothing else writes
 WIDTHLESS = re.compile("[\u200b-\u200d\ufe0e\ufe0f]")  # what joins emoji and chooses their style
 
 
@@ -33,6 +33,7 @@ class Emulator:
     def __init__(self, columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self._master, slave = os.openpty()
         self._file = os.fdopen(slave, "w", encoding="utf-8")
+        self._marks = os.open(os.ttyname(slave), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         self.screen = Screen(columns, lines, history=10_000)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
@@ -52,6 +53,7 @@ class Emulator:
         at: object,
     ) -> None:
         os.close(self._master)
+        os.close(self._marks)
         self._file.close()
 
     def terminal(self) -> Terminal:
@@ -59,20 +61,34 @@ class Emulator:
 
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        time.sleep(0.02)  # for the frame that is being drawn
         self.read()
         resize(self.screen, columns, lines)
 
-    def read(self, patience: float = 0.02) -> None:
-        """Shows what was written."""
-        while select.select([self._master], [], [], patience)[0]:
-            data = os.read(self._master, 65536)
-            self.raw += data
-            self._stream.feed(data)
+    def read(self) -> None:
+        """Shows what was written, all that comes before a mark."""
+        while True:
+            try:
+                os.write(self._marks, MARK)
+                break
+            except BlockingIOError:  # there is so much to take
+                self._take()
+        while not self._take():
+            pass
+
+    def _take(self) -> bool:
+        """Shows a piece of what was written; whether the mark was in it."""
+        data = os.read(self._master, 65536)
+        text = data.replace(MARK, b"")
+        self.raw += text
+        self._stream.feed(text)
+        return text != data
 
     def wait_to_see(self, text: str) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60  # only what hangs takes longer
         while text not in "\n".join(self.lines):
             assert time.monotonic() < end, f"{text!r} is not on the screen: {self.lines}"
+            time.sleep(0.005)
 
     @property
     def lines(self) -> list[str]:
