@@ -180,10 +180,7 @@ class Run:
         if room < 1:
             advice = "shorten it or take a larger context (--ctx N)"
             if request.droppable:
-                advice += (
-                    ", or leave out what was said first (--overflow drop-oldest, in a chat "
-                    "`/set overflow drop-oldest`)"
-                )
+                advice += ", or leave out what was said first (--overflow drop-oldest)"
             raise ContextOverflow(
                 f"the prompt is {session.n_ctx - room} tokens, {1 - room} too many for a context "
                 f"of {session.n_ctx}: {advice}"

@@ -110,10 +110,7 @@ def test_more_can_be_said_again_and_after_answer_now(nano: Model) -> None:
         if isinstance(event, Thought) and event.tokens == 5:
             talker.answer_now()
     for tokens in (5, 10, 1000):
-        first, *rest, reply = talker.more(tokens, GREEDY)
-        assert isinstance(first, Thought) and isinstance(reply, Reply) and first.before
-        shown = [event.text for event in rest if isinstance(event, Thought)]
-        assert first.before + "".join(shown) == reply.thoughts
+        reply = last(talker.more(tokens, GREEDY))
     assert reply.thinking_stop == "natural"
     assert (
         reply.thoughts == last(Conversation(nano.session(n_ctx=1024)).reply(SUM, GREEDY)).thoughts
@@ -297,5 +294,5 @@ def test_by_default_nothing_is_dropped() -> None:
     talker = conversation(session)
     session.says("A" * 60)
     last(talker.reply("Q", Settings(think=False)))
-    with pytest.raises(ContextOverflow, match="--overflow drop-oldest, in a chat `/set overflow"):
+    with pytest.raises(ContextOverflow, match="--overflow drop-oldest"):
         last(talker.reply("Q", Settings(think=False)))
