@@ -144,7 +144,7 @@ def test_edit_offers_the_last_message_and_replaces_it_when_it_is_sent(qwen3: Com
     terminal.wait_for_prompt()
     say(terminal, "/ctx", r"2 [+] 2[\s\S]*begins with")
     terminal.type("/edit\r")
-    terminal.wait_to_see("> What is 2 + 2?")
+    terminal.wait_until_it_shows(lambda: last_line(terminal) == "> What is 2 + 2?")
     terminal.type(" + 1?")
     for _ in range(5):
         terminal.type("\x1b[D")
