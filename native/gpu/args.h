@@ -121,6 +121,15 @@ typedef struct {
     float repetition, presence;
 } penalize_args;
 
+/* A product with the columns of another one. */
+typedef struct {
+    GLOBAL const unsigned char *w;
+    GLOBAL float *y;
+    int n_out;
+} matvec_output;
+
+enum { MORE_OUTPUTS = 2 };
+
 /* Products of a matrix with columns, up to 8 at a time: y[c][r] = W[r] . x[c]; or, with a second
  * matrix, up, y = silu(W x) * (up x). Or of entries, of one column each, with a matrix for every
  * entry. */
@@ -140,6 +149,7 @@ typedef struct {
     int n_pairs;           /* a block's, of rows 2i and 2i + 1, or of gate's and up's row i: 32
                               for act */
     int add;               /* y += in place of y =; one matrix only */
+    matvec_output more[MORE_OUTPUTS]; /* of one matrix each, as w */
 } matvec_args;
 
 /* y[token] += the sum of weight * x over the token's entries. */

@@ -47,9 +47,8 @@ static void attention(pass *p, const layer *l, int index) {
     vectors normed = {s->normed, s->normed_act}, attended = {s->attended, s->attended_act};
     int heads = c->n_heads + 2 * c->n_kv_heads, warps = THREADS / 32;
     norm(p, s->x, l->attn_norm, p->n);
-    gpu_multiply(p, &l->q, NULL, normed, p->n, (vectors){s->q, NULL}, 0);
-    gpu_multiply(p, &l->k, NULL, normed, p->n, (vectors){s->k, NULL}, 0);
-    gpu_multiply(p, &l->v, NULL, normed, p->n, (vectors){s->v, NULL}, 0);
+    gpu_multiply_alike(p, (const weight *[]){&l->q, &l->k, &l->v}, (float *[]){s->q, s->k, s->v}, 3,
+                       normed, p->n);
     LAUNCH(p, rope, ((gpu_grid){blocks(heads, warps), p->n, 1, THREADS,
                                 warps * c->head_dim * (int)sizeof(float)}),
            (rope_args){.q = s->q, .k = s->k, .v = s->v, .q_norm = l->q_norm, .k_norm = l->k_norm,

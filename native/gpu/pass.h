@@ -74,6 +74,9 @@ void gpu_multiply(pass *, const weight *, const weight *up, vectors x, int n, ve
 void gpu_multiply_each(pass *, const weight *, const weight *up, vectors x, int n, vectors y,
                        int add);
 
+/* y[i] = W[i] x of n columns, for up to 1 + MORE_OUTPUTS matrices. */
+void gpu_multiply_alike(pass *, const weight *const *w, float *const *y, int n_w, vectors x, int n);
+
 /* The residual stream += the experts of its tokens, of which s->normed has the input. */
 void gpu_mixture(pass *, int layer);
 

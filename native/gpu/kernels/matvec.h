@@ -149,6 +149,13 @@ DEVICE float silu(float x) { return x / (1.0f + exp(-x)); }
 template <typename Product>
 DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
     GLOBAL const uchar *w = a.w, *up = a.up;
+    GLOBAL float *y = a.y;
+    int n_out = a.n_out;
+    if (at.z) {
+        w = a.more[at.z - 1].w;
+        y = a.more[at.z - 1].y;
+        n_out = a.more[at.z - 1].n_out;
+    }
     int first_column = at.y * Product::columns, n_columns = a.n_columns - first_column;
     n_columns = n_columns < Product::columns ? n_columns : Product::columns;
     int first_x = first_column;
@@ -162,13 +169,13 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
     GLOBAL const uchar *x =
         (GLOBAL const uchar *)a.x + (size_t)first_x * Product::column_bytes(a.n_in);
     size_t bytes = Product::row_bytes(a.n_in);
-    GLOBAL float *y = a.y ? a.y + (size_t)first_column * (size_t)a.n_out : a.y;
+    if (y) y += (size_t)first_column * (size_t)n_out;
     SHARED float *hidden = (SHARED float *)shared; /* [columns][32], for act */
-    int end = (at.x + 1) * a.n_pairs, n_pairs = up ? a.n_out : (a.n_out + 1) / 2;
+    int end = (at.x + 1) * a.n_pairs, n_pairs = up ? n_out : (n_out + 1) / 2;
     end = end < n_pairs ? end : n_pairs;
     for (int i = at.x * a.n_pairs + at.warp; i < end; i += at.warps) {
         int row = up ? i : 2 * i;
-        bool one = !up && row + 1 == a.n_out; /* the last row of an odd number */
+        bool one = !up && row + 1 == n_out; /* the last row of an odd number */
         GLOBAL const uchar *first = w + (size_t)row * bytes;
         GLOBAL const uchar *second = up ? up + (size_t)row * bytes : one ? first : first + bytes;
         float sum[Product::columns][ROWS];
@@ -184,7 +191,7 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
                 own[r] = at.lane == c ? total : own[r];
             }
         if (at.lane >= n_columns) continue;
-        size_t to = (size_t)at.lane * (size_t)a.n_out + (size_t)row;
+        size_t to = (size_t)at.lane * (size_t)n_out + (size_t)row;
         if (up) {
             float h = silu(own[0]) * own[1];
             if (y) y[to] = h;
@@ -197,14 +204,14 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
     if (!a.act) return;
     barrier();
     for (int c = at.warp; c < n_columns; c += at.warps) {
-        size_t to = (size_t)(first_column + c) * (size_t)(a.n_out / 32) + (size_t)at.x;
+        size_t to = (size_t)(first_column + c) * (size_t)(n_out / 32) + (size_t)at.x;
         store_group(a.act + to, hidden[c * 32 + at.lane], at.lane);
     }
 }
 
 /* matvec_TYPE_N.
  * Grid: x: a block for n_pairs pairs, of up to 512 threads, of 256 where N is 8; y: entries (N is
- * 1), or one for N columns. Shared: with act, 32 floats for each of these. */
+ * 1), or one for N columns; z: one matrix, and those of more, whose pairs x has, too. Shared: with act, 32 floats for each of these. */
 #define MATVEC_KERNELS(type, Product, Type)                                                    \
     KERNEL(matvec_##type##_1, matvec_args) { matvec<Product<Type, 1>>(a, at, shared); }        \
     KERNEL(matvec_##type##_2, matvec_args) { matvec<Product<Type, 2>>(a, at, shared); }        \

@@ -1,5 +1,6 @@
 /* Quantized weights as the device reads them, and their products with vectors, against scalar. */
 #include <algorithm>
+#include <memory>
 
 #include "gpu/kernels/blocks.h"
 
@@ -188,7 +189,7 @@ static void test_product(Random *r, uint32_t type) {
         Array<float> y(device, before);
         int n_pairs = 1 + r->below(8), blocks = ((n_out + 1) / 2 + n_pairs - 1) / n_pairs;
         matvec_args a = {dw, nullptr, nullptr, nullptr, dx.get(), y, nullptr, n_in, n_out,
-                         columns, 1, n_pairs, add};
+                         columns, 1, n_pairs, add, {}};
         device.run(matvec_kernel(type, columns), grid_for(r, columns, blocks, (columns + 7) / 8), a);
         std::vector<float> got = y.read();
         size_t n = (size_t)(columns * n_out);
@@ -201,6 +202,41 @@ static void test_product(Random *r, uint32_t type) {
         for (size_t i = n; i < got.size(); i++) CHECK(got[i] == before[i], "%s: beyond", name);
         if (seed == 0) first = got;
     }
+}
+
+/* Of several matrices in a launch each has what it has alone, and nothing behind that. */
+static void test_alike(Random *r, uint32_t type) {
+    enum { MATRICES = 1 + MORE_OUTPUTS };
+    int n_in = width_of(type, r), n_columns = 1 + r->below(10), n_out[MATRICES], most = 0;
+    int n_pairs = 1 + r->below(8), blocks_of_columns = (n_columns + 7) / 8;
+    Device device(r->bits());
+    DeviceVectors x(device, Vectors(type, random_vectors(r, (size_t)(n_columns * n_in)), n_in));
+    std::vector<std::unique_ptr<Array<uint8_t>>> w;
+    std::vector<std::unique_ptr<Array<float>>> alone, together;
+    matvec_args all = {nullptr, nullptr, nullptr, nullptr, x.get(), nullptr, nullptr, n_in, 0,
+                       n_columns, 1, n_pairs, 0, {}};
+    for (int i = 0; i < MATRICES; i++) {
+        n_out[i] = 1 + r->below(30);
+        most = std::max(most, n_out[i]);
+        std::vector<float> before = r->floats((size_t)(n_columns * n_out[i]) + 3, 1);
+        w.push_back(std::make_unique<Array<uint8_t>>(device, random_weights(r, type, n_in, n_out[i])));
+        alone.push_back(std::make_unique<Array<float>>(device, before));
+        together.push_back(std::make_unique<Array<float>>(device, before));
+        matvec_args a = all;
+        a.w = *w[i], a.y = *alone[i], a.n_out = n_out[i];
+        int blocks = ((n_out[i] + 1) / 2 + n_pairs - 1) / n_pairs;
+        device.run(matvec_kernel(type, n_columns),
+                   grid_for(r, n_columns, blocks, blocks_of_columns), a);
+    }
+    all.w = *w[0], all.y = *together[0], all.n_out = n_out[0];
+    for (int i = 1; i < MATRICES; i++) all.more[i - 1] = {*w[i], *together[i], n_out[i]};
+    gpu_grid grid = grid_for(r, n_columns, ((most + 1) / 2 + n_pairs - 1) / n_pairs,
+                             blocks_of_columns);
+    grid.z = MATRICES;
+    device.run(matvec_kernel(type, n_columns), grid, all);
+    for (int i = 0; i < MATRICES; i++)
+        CHECK(same_bits(together[i]->read(), alone[i]->read()), "%s: matrix %d",
+              weight_type_of(type)->name, i);
 }
 
 /* silu(gate) * up, within what the errors of both make of it. */
@@ -229,7 +265,7 @@ static void test_gate_and_up(Random *r, uint32_t type) {
         Array<float> y(device, gate.size());
         Array<act_group> act(device, gate.size() / 32);
         matvec_args a = {dw, du, nullptr, nullptr, dx.get(), y, act, n_in, n_out, n_columns, 1, 32,
-                         0};
+                         0, {}};
         device.run(matvec_kernel(type, n_columns),
                    grid_for(r, n_columns, n_out / 32, (n_columns + 7) / 8), a);
         std::vector<float> got = y.read();
@@ -269,7 +305,7 @@ static void test_experts(Random *r, uint32_t type) {
     }
     Array<const uint8_t *> matrices(device, entry_w);
     matvec_args a = {nullptr, nullptr, matrices, nullptr, dx.get(), y, nullptr, n_in, n_out, 1,
-                     own ? 1 : USED, 2, 0};
+                     own ? 1 : USED, 2, 0, {}};
     device.run(matvec_kernel(type, 1), grid_for(r, 1, (n_out + 3) / 4, ENTRIES), a);
     std::vector<float> got = y.read();
     for (size_t e = 0; e < ENTRIES; e++)
@@ -315,7 +351,7 @@ static void test_hidden_experts(Random *r) {
     std::vector<act_group> no(ENTRIES);
     Array<act_group> act(device, no);
     matvec_args a = {nullptr, nullptr, gates, ups, dx.get(), y, act, n_in, N_OUT, 1, ENTRIES, 32,
-                     0};
+                     0, {}};
     device.run(matvec_kernel(type, 1), grid_for(r, 1, 1, ENTRIES), a);
     std::vector<float> got = y.read();
     std::vector<act_group> groups = groups_of(got, N_OUT), got_groups = act.read();
@@ -352,6 +388,7 @@ int main() {
     for (uint32_t type : types) {
         for (int i = 0; i < 3; i++) test_product(&r, type);
         test_gate_and_up(&r, type);
+        test_alike(&r, type);
         test_experts(&r, type);
     }
     for (int i = 0; i < 4; i++) test_hidden_experts(&r);
