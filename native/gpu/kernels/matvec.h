@@ -169,7 +169,7 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
     GLOBAL const uchar *x =
         (GLOBAL const uchar *)a.x + (size_t)first_x * Product::column_bytes(a.n_in);
     size_t bytes = Product::row_bytes(a.n_in);
-    if (y) y += (size_t)first_column * (size_t)n_out;
+    y = y ? y + (size_t)first_column * (size_t)n_out : y;
     SHARED float *hidden = (SHARED float *)shared; /* [columns][32], for act */
     int end = (at.x + 1) * a.n_pairs, n_pairs = up ? n_out : (n_out + 1) / 2;
     end = end < n_pairs ? end : n_pairs;
