@@ -62,7 +62,8 @@ def set_up(put: Callable[[Any, str, Any], None], url: str, cache: Path) -> None:
     put(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     put(constants, "HF_HUB_CACHE", str(cache))
     put(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
-    put(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
+    put(constants, "HF_HUB_OFFLINE", False)
+    put(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)  # only what hangs takes longer
     put(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # of huggingface_hub's own requests
     put(httpx2, "Client", _Client)
 

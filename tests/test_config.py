@@ -290,6 +290,6 @@ def test_completion(qwen3: Command, shell: str, line: str, expected: list[str]) 
 def test_an_installed_model_is_completed_with_its_quant(qwen3: Command) -> None:
     models = qwen3.home / "data" / "qwen3" / "models"
     models.mkdir(parents=True)
-    os.link(__file__, models / "Qwen3-8B-Q4_K_M.gguf")
+    (models / "Qwen3-8B-Q4_K_M.gguf").write_text("its name is enough")
     done = qwen3(_QWEN3_COMPLETE="complete_bash", COMP_WORDS="qwen3 run -m 8b", COMP_CWORD="3")
     assert done.stdout.split() == ["8b:q4_k_m", "8b", "8b-base"]

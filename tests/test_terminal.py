@@ -193,7 +193,10 @@ def test_a_table_is_tab_separated_in_a_pipe_and_never_markup(open_terminal) -> N
     assert "\x1b[2J" not in stdout.text
 
 
-def test_columns_of_numbers_are_aligned_to_the_right(open_terminal) -> None:
+def test_columns_of_numbers_are_aligned_to_the_right(
+    open_terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     terminal, stdout, _ = open_terminal(out=True, err=True)
     rows = [("a", "1.25", "9 %", "8G", ""), ("b", "1,000", "-", "16.5 GB", "-2e-05")]
     terminal.table(("name", "number", "share", "text", "gap"), rows)
