@@ -65,9 +65,10 @@ def show_setting(key: str, terminal: Terminal) -> int:
     return 0
 
 
-def change(key: str, text: str | None, terminal: Terminal) -> None:
-    """Sets a key in the file, or with None unsets it. Raises UsageError and leaves the file as
-    it was for a value that is none, or where the file cannot be edited by this program."""
+def change(key: str, text: str | None, terminal: Terminal) -> int:
+    """Sets a key in the file, or with None unsets it; where something else in the file is wrong
+    that is told, and the exit code is 2. Raises UsageError and leaves the file as it was for a
+    value that is none, or where the file cannot be edited by this program."""
     path = config_path().resolve()  # what a link leads to is edited, the link stays
     if text is None:
         key, value = key.replace("_", "-"), None  # one that there is not can be unset, too
@@ -92,8 +93,10 @@ def change(key: str, text: str | None, terminal: Terminal) -> None:
         replace(path, new)
     if os.environ.get(variable(key)):
         terminal.note(f"qwen3: {variable(key)} is set, too, and comes first")
-    for problem in read(path)[1]:
+    problems = read(path)[1]
+    for problem in problems:
         terminal.note(f"qwen3: {problem}")
+    return UsageError.exit_code if problems else 0
 
 
 def show_path(terminal: Terminal) -> None:

@@ -214,9 +214,10 @@ def test_what_is_no_unicode_is_not_written(qwen3: Command) -> None:
 
 def test_a_wrong_line_is_mended_by_setting_or_unsetting_it(qwen3: Command) -> None:
     path = config(qwen3, 'bugdet = 1\nbudget = "x" # y\nctx = \n')
-    assert str(path) in qwen3("config", "set", "budget", "3").stderr  # ctx is still wrong
-    qwen3("config", "set", "ctx", "512")
-    qwen3("config", "unset", "bugdet")
+    done = qwen3("config", "set", "budget", "3")
+    assert done.returncode == 2 and str(path) in done.stderr  # ctx is still wrong
+    assert qwen3("config", "set", "ctx", "512").returncode == 2
+    assert qwen3("config", "unset", "bugdet").returncode == 0
     assert path.read_text() == "budget = 3 # y\nctx = 512\n"
 
 

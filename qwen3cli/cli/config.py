@@ -51,19 +51,25 @@ def get_setting(context: typer.Context, key: _Key) -> int:
 @settings.command("set", context_settings={"ignore_unknown_options": True})
 def set_setting(
     context: typer.Context, key: _Key, value: Annotated[str, typer.Argument(metavar="VALUE")]
-) -> None:
-    """Write a setting to the file."""
+) -> int:
+    """Write a setting to the file.
+
+    Exit code 2: it is no value, or there is something else wrong in the file.
+    """
     from qwen3cli.configure import change
 
-    change(key, value, context.obj)
+    return change(key, value, context.obj)
 
 
 @settings.command("unset")
-def unset_setting(context: typer.Context, key: _Key) -> None:
-    """Remove a setting from the file."""
+def unset_setting(context: typer.Context, key: _Key) -> int:
+    """Remove a setting from the file.
+
+    Exit code 2: there is something else wrong in it.
+    """
     from qwen3cli.configure import change
 
-    change(key, None, context.obj)
+    return change(key, None, context.obj)
 
 
 @settings.command("path")
