@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from pulling import (
     set_up,
 )
 
+from qwen3cli import config
 from qwen3cli.cli import commands
 from qwen3cli.hub import remote
 
@@ -38,6 +40,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what the tests start inherits it
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup, likewise
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+for key in config.KEYS:  # of whoever runs the tests
+    os.environ.pop(config.variable(key), None)
 
 
 @pytest.fixture
