@@ -22,10 +22,6 @@ PATIENCE = 120  # seconds: only what hangs takes longer, on a machine of any loa
 # The first token of the answer over and over, to the end of a context that takes minutes.
 ENDLESS = ["-m", "nano", "--no-think", "--temp", "0", "--presence-penalty", "-100",
            "--ctx", "32768"]  # fmt: skip
-ENDLESS_NOTE = (
-    "qwen3: nano-dense-q8_0 was made for 4,096 tokens of context: from there to 32,768 answers may "
-    "lose their sense\n"
-)
 # To "hello" thoughts to the end of such a context: drawn from the 8 tokens that came most, which
 # repeats nothing for long. (A loop would be noticed.)
 THINKING = ["-m", "nano", "--temp", "50", "--top-k", "8", "--top-p", "1", "--seed", "3",

@@ -17,7 +17,6 @@ import pytest
 from commandline import (
     COMMAND,
     ENDLESS,
-    ENDLESS_NOTE,
     PATIENCE,
     QUESTION,
     ROOT,
@@ -347,12 +346,12 @@ def test_a_closed_pipe_ends_it_silently(qwen3: Command) -> None:
     process.stdout.read(1)
     process.stdout.close()
     assert process.wait(PATIENCE) == 141
-    assert process.stderr.read().decode() == ENDLESS_NOTE
+    assert process.stderr.read() == b""
 
 
 def test_ctrl_c_ends_the_answer_and_the_command(qwen3: Command) -> None:
     terminal = qwen3.terminal("run", "x", *ENDLESS)
-    terminal.wait_for(r"sense\s+\w")  # of the answer, behind the note on the context
+    terminal.wait_for(r"\w+")
     terminal.press("c")
     assert terminal.finish() == 130
     assert re.search(r"thinking off, answer \d+ tokens \(user\)", terminal.text)

@@ -151,12 +151,6 @@ def open_session(options: Options, terminal: Terminal) -> Session:
         options.threads,
     )
     session = opened(opening, terminal.note, expected=True)
-    made_for = session.model.config["n_ctx_train"]
-    if session.n_ctx > made_for:
-        terminal.note(
-            f"qwen3: {path.stem} was made for {made_for:,} tokens of context: from there to "
-            f"{session.n_ctx:,} answers may lose their sense"
-        )
     session.model.approximate(prefer=options.prefer_cached, drop=options.drop_misses)
     return session
 

@@ -12,8 +12,9 @@ _NEARLY_FULL = 0.9  # of the context
 
 
 def statistics(reply: Reply, session: Session) -> str:
-    """One line: what the reply took, why its parts ended, a context that is nearly full, and
-    what became of the experts, all in all, if not all of them are in memory."""
+    """One line: what the reply took, why its parts ended, a context that is nearly full or longer
+    than what the model was made for, and what became of the experts, all in all, if not all of
+    them are in memory."""
     thinking = "thinking off"
     if reply.thinking_stop != "off":
         budget = "" if reply.budget is None else f"/{reply.budget}"
@@ -29,6 +30,8 @@ def statistics(reply: Reply, session: Session) -> str:
         line += (
             f", {used:,} of {session.n_ctx:,} tokens of context: {used / session.n_ctx:.0%} full"
         )
+    if used > (made_for := session.model.config["n_ctx_train"]):
+        line += f", {used:,} tokens of context where the model was made for {made_for:,}"
     if (stats := session.model.expert_stats).budget_bytes:
         line += f", {stats.hit_rate:.1%} of experts in memory, {amount(stats.bytes_read)} read, "
         line += f"{stats.stall_s:.1f} s waited"
