@@ -125,6 +125,7 @@ def test_every_command(columns: int, tmp_path: Path) -> None:
         talker.command(line, *expected)
         assert max(map(len, talker.below(line))) <= columns
     assert {line.split()[0] for line, *_ in told} | {"/exit", "/quit"} >= set(COMMANDS)
+    assert solid("".join(talker.at.everything)).count(solid("the next thoughts are folded")) == 1
     talker.type("/exit\r" if columns == 40 else "/quit\r")
     assert talker.at.finish() == 0
     assert talker.at.is_sane and talker.at.echoes

@@ -453,8 +453,6 @@ def _elsewhere(key: str) -> str:
 @_command("/fold", "", "show the last thoughts, or fold them; Ctrl-T does")
 def _fold(talk: Talk, _argument: str) -> None:
     talk.terminal.toggle_fold()
-    if talk.terminal.fold:  # what was shown stays: nothing else is to be seen
-        talk.terminal.note("the next thoughts are folded")
 
 
 @_command("/help", "", "this list")
