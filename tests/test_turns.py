@@ -110,7 +110,10 @@ def test_more_can_be_said_again_and_after_answer_now(nano: Model) -> None:
         if isinstance(event, Thought) and event.tokens == 5:
             talker.answer_now()
     for tokens in (5, 10, 1000):
-        reply = last(talker.more(tokens, GREEDY))
+        first, *rest, reply = talker.more(tokens, GREEDY)
+        assert isinstance(first, Thought) and isinstance(reply, Reply) and first.before
+        shown = [event.text for event in rest if isinstance(event, Thought)]
+        assert first.before + "".join(shown) == reply.thoughts
     assert reply.thinking_stop == "natural"
     assert (
         reply.thoughts == last(Conversation(nano.session(n_ctx=1024)).reply(SUM, GREEDY)).thoughts
