@@ -35,6 +35,10 @@ class ContextOverflow(Qwen3Error):
 
     exit_code = 5
 
+    def __init__(self, text: str, *, droppable: bool = False) -> None:
+        super().__init__(text)
+        self.droppable = droppable  # some are of older turns, which need not be sent
+
 
 ANSWER_CUT = 6  # exit code: the answer was cut at its limit
 DAMAGED = 7  # exit code: a file is not what it should be

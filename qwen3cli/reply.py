@@ -183,7 +183,8 @@ class Run:
                 advice += ", or leave out what was said first (--overflow drop-oldest)"
             raise ContextOverflow(
                 f"the prompt is {session.n_ctx - room} tokens, {1 - room} too many for a context "
-                f"of {session.n_ctx}: {advice}"
+                f"of {session.n_ctx}: {advice}",
+                droppable=request.droppable,
             )
         self.control = ThinkingControl(
             tokens,

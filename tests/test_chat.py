@@ -259,9 +259,14 @@ def test_a_paste_of_several_lines_is_one_message(qwen3: Command) -> None:
 def test_an_error_ends_the_turn_not_the_session(qwen3: Command) -> None:
     terminal = qwen3.terminal("chat", *GREEDY, "--ctx", "64")
     terminal.wait_for_prompt()
-    seen = ask(terminal, "x " * 100, r"qwen3: .*context of 64[\s\S]*makes some")
-    assert "/set overflow drop-oldest" in " ".join(seen.split())
+    ask(terminal, "x " * 100, r"qwen3: .*context of 64[\s\S]*takes room")
+    assert "drop-oldest" not in terminal.text  # it does not fit alone either
     ask(terminal, "/stats", "0 turns")
+    ask(terminal, "/no_think", "thinking off")
+    ask(terminal, QUESTION)
+    seen = ask(terminal, "x " * 30, r"qwen3: .*context of 64[\s\S]*makes some")
+    assert "/set overflow drop-oldest" in " ".join(seen.split())
+    ask(terminal, "/stats", "1 turn,")
     terminal.press("d")
     assert terminal.finish() == 0
 

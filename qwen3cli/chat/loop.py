@@ -156,7 +156,7 @@ def _tell(talk: Talk, error: Exception) -> None:
     hint = ""
     if isinstance(error, ContextOverflow):
         hint = "; /ctx shows what takes room"
-        if talk.settings.overflow == "error":
+        if error.droppable and talk.settings.overflow == "error":
             hint += ", /set overflow drop-oldest makes some"
     talk.terminal.note(f"qwen3: {text}{hint}")
 

@@ -208,7 +208,8 @@ class Talk:
         if used >= n_ctx:
             raise ContextOverflow(
                 f"the conversation is {used:,} tokens, {used - n_ctx + 1:,} too many for a context "
-                f"of {n_ctx:,}"
+                f"of {n_ctx:,}",
+                droppable=True,
             )
 
     def plan(self) -> str:
