@@ -42,7 +42,7 @@ struct expert_store {
     uint64_t *pinned; /* of the slots: in which call it was wanted or guessed last */
     size_t n_mapped;      /* bytes of the arena's address space */
     int n_slots, n_begun; /* slots from n_begun on were never used */
-    bool fixed;
+    bool fixed;           /* all slots are as large as the largest */
     int32_t *slot_of;     /* [n_layers * n_experts], -1: not there */
     expert_heat *usage;   /* likewise */
     float half_life;      /* tokens after which a use counts half */

@@ -388,8 +388,8 @@ void release_graph(gpu *g, gpu_graph *graph) {
 
 const gpu_api api = {
     GPU_API_VERSION, "CUDA", count, open, close, describe, allocate, release, allocate_pinned,
-    release_pinned, pin, unpin, map, unmap, upload, download, launch, wait, sync, capture_begin, capture_end,
-    replay, release_graph,
+    release_pinned, pin, unpin, map, unmap, upload, download, launch, wait, sync, capture_begin,
+    capture_end, replay, release_graph,
 };
 
 } // namespace

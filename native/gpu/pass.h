@@ -18,7 +18,7 @@ typedef struct {
     int n, n_ctx;              /* tokens, and positions that none of them is behind */
     const token_place *places; /* [n], on the host */
     struct workspace *host;    /* see gpu_tokens, */
-    atomic_bool *cancel; /* here, too */
+    atomic_bool *cancel;       /* here, too */
     qwen3_status status;
     qwen3_error *err;
     /* Of a mixture: the experts of its tokens and their weights [n][n_used], on the device. */

@@ -183,7 +183,7 @@ static qwen3_status allocate(gpu_tier *t, int n_slots, qwen3_error *err) {
                       err);
 }
 
-/* Where that fails nothing is lost: copies are slower. */
+/* Where that fails copies are slower, and slots stay as large. */
 static void pin_store(gpu_tier *t) {
     expert_store *store = t->host->offload.experts;
     size_t bytes;

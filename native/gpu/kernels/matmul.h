@@ -84,7 +84,7 @@ DEVICE void add_tiles(LOCAL tile_sums (&y)[WARP_ROWS][WARP_COLUMNS], int j,
 
 /* Adds a step's tile to the sums of a warp: of a part of the columns where n are no more. In finer
  * steps the unit would wait for its operands; in coarser ones registers would not do for the two
- * scales and minima of a row. */
+ * scales of a row. */
 template <class W>
 DEVICE void add_step(LOCAL tile_sums (&y)[WARP_ROWS][WARP_COLUMNS], SHARED const stage *rows,
                      SHARED const stage *cols, int tile, int n, place at) {

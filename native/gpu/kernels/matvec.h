@@ -210,8 +210,9 @@ DEVICE void matvec(CONSTANT matvec_args &a, place at, SHARED char *shared) {
 }
 
 /* matvec_TYPE_N.
- * Grid: x: a block for n_pairs pairs, of up to 512 threads, of 256 where N is 8; y: entries (N is
- * 1), or one for N columns; z: one matrix, and those of more, whose pairs x has, too. Shared: with act, 32 floats for each of these. */
+ * Grid: x: a block for n_pairs pairs, of up to 512 threads, of 256 where N is 8, as many as the
+ * matrix with the most rows has; y: entries (N is 1), or one for N columns; z: w and the matrices
+ * of more. Shared: with act, 32 floats for each column or entry. */
 #define MATVEC_KERNELS(type, Product, Type)                                                    \
     KERNEL(matvec_##type##_1, matvec_args) { matvec<Product<Type, 1>>(a, at, shared); }        \
     KERNEL(matvec_##type##_2, matvec_args) { matvec<Product<Type, 2>>(a, at, shared); }        \

@@ -234,7 +234,8 @@ static void release_graph(gpu *g, gpu_graph *graph) {
 const gpu_api gpu_streamed = {
     .version = GPU_API_VERSION, .name = "streamed", .count = count, .open = open, .close = close,
     .describe = describe, .alloc = allocate, .release = release, .alloc_pinned = allocate,
-    .release_pinned = release, .pin = pin, .unpin = unpin, .map = map, .unmap = unmap, .upload = upload, .download = download,
-    .launch = launch, .wait = wait, .sync = sync, .capture_begin = capture_begin,
-    .capture_end = capture_end, .replay = replay, .release_graph = release_graph,
+    .release_pinned = release, .pin = pin, .unpin = unpin, .map = map, .unmap = unmap,
+    .upload = upload, .download = download, .launch = launch, .wait = wait, .sync = sync,
+    .capture_begin = capture_begin, .capture_end = capture_end, .replay = replay,
+    .release_graph = release_graph,
 };
