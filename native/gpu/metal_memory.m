@@ -52,11 +52,16 @@ static MTLResourceOptions options(void) {
     return MTLResourceStorageModeShared | MTLResourceHazardTrackingModeUntracked;
 }
 
+/* For one more buffer: beyond the working set kernels would fail later, all that are queued. */
+static bool has_room(id<MTLDevice> metal, size_t bytes) {
+    uint64_t total = metal.recommendedMaxWorkingSetSize, used = metal.currentAllocatedSize;
+    return bytes <= metal.maxBufferLength && used < total && bytes < total - used;
+}
+
 static QWMemory *allocate(gpu *g, size_t bytes, qwen3_error *err) {
     id<MTLDevice> metal = device_of(g)->metal;
-    uint64_t total = metal.recommendedMaxWorkingSetSize, used = metal.currentAllocatedSize;
-    id<MTLBuffer> buffer = nil; /* beyond that size, kernels would fail later */
-    if (used < total && bytes < total - used)
+    id<MTLBuffer> buffer = nil;
+    if (has_room(metal, bytes + ALIGNMENT))
         buffer = [metal newBufferWithLength:bytes + ALIGNMENT options:options()];
     if (buffer) return remember(device_of(g), buffer, -buffer.gpuAddress % ALIGNMENT, bytes);
     fail(err, QWEN3_ERR_MEMORY, "the GPU has no %zu bytes left", bytes);
@@ -93,7 +98,7 @@ void metal_release_pinned(gpu *g, void *at) {
 static QWMemory *in_place(QWDevice *d, const void *at, size_t bytes) {
     size_t page = (size_t)getpagesize(), offset = (uintptr_t)at % page;
     size_t length = (offset + bytes + page - 1) / page * page;
-    if (length > d->metal.maxBufferLength) return nil;
+    if (!has_room(d->metal, length)) return nil;
     id<MTLBuffer> buffer = [d->metal newBufferWithBytesNoCopy:(char *)at - offset
                                                        length:length
                                                       options:options()
