@@ -235,7 +235,9 @@ static qwen3_status wait_for(gpu *g, int stream, int other, qwen3_error *err) {
 
 static qwen3_status sync_stream(gpu *g, int stream, qwen3_error *err) {
     @autoreleasepool {
-        QWStream *s = device_of(g)->streams[stream];
+        QWDevice *d = device_of(g);
+        QWStream *s = d->streams[stream];
+        for (int i = 0; i < GPU_STREAMS; i++) commit(d->streams[i]); /* to run beside the host */
         metal_finish(s);
         NSError *error = s->error;
         s->error = nil;
