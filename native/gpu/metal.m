@@ -78,6 +78,12 @@ static void save(id<MTLBinaryArchive> archive, NSURL *file) {
         unlink(part.fileSystemRepresentation);
 }
 
+/* Of the largest block that is launched, where a kernel's registers could leave fewer; 0: they
+ * leave at least the 256 that all others have. */
+static NSUInteger threads_of(int kernel) {
+    return kernel == KERNEL_embed_rows || kernel == KERNEL_rms_norm ? 1024 : 0;
+}
+
 static qwen3_status compile(QWDevice *d, qwen3_error *err) {
     NSError *error = nil;
     MTLCompileOptions *options = [MTLCompileOptions new];
@@ -105,6 +111,7 @@ static qwen3_status compile(QWDevice *d, qwen3_error *err) {
         wanted.computeFunction = [library newFunctionWithName:names[i]];
         if (!wanted.computeFunction)
             return fail(err, QWEN3_ERR_UNSUPPORTED, "there is no kernel %s", names[i].UTF8String);
+        wanted.maxTotalThreadsPerThreadgroup = threads_of(i);
         if (archive && !found) [archive addComputePipelineFunctionsWithDescriptor:wanted error:nil];
         if (archive) wanted.binaryArchives = @[ archive ];
         d->pipelines[i] = [d->metal newComputePipelineStateWithDescriptor:wanted

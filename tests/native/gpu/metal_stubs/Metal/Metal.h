@@ -113,6 +113,7 @@ enum { MTLCommandBufferErrorOutOfMemory = 8 };
 
 @interface MTLComputePipelineDescriptor : NSObject
 @property(readwrite, nonatomic, strong) id<MTLFunction> computeFunction;
+@property(readwrite, nonatomic) NSUInteger maxTotalThreadsPerThreadgroup;
 @property(readwrite, nonatomic, copy) NSArray<id<MTLBinaryArchive>> *binaryArchives;
 @end
 
