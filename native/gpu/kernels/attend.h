@@ -29,6 +29,7 @@ DEVICE GLOBAL float *part_of(CONSTANT attention_args &a, int token, int head, in
  * half, the other the second. */
 template <int n> DEVICE void fold(LOCAL float *x, int bit, int lane) {
     bool upper = lane & bit;
+    UNROLL
     for (int i = 0; i < n / 2; i++) {
         float mine = upper ? x[i + n / 2] : x[i], other = upper ? x[i] : x[i + n / 2];
         x[i] = mine + lane_xor(other, bit);
@@ -44,18 +45,22 @@ DEVICE void score_tile(GLOBAL const uchar *keys, SHARED const float *q, int head
     int position = 2 * (lane % 8), quarter = lane / 8;
     GLOBAL const uchar *scales = keys + head_dim * KV_POSITIONS;
     float sum0[G], sum1[G];
+    UNROLL
     for (int g = 0; g < G; g++) sum0[g] = sum1[g] = 0;
     for (int first = 0; first < head_dim; first += 32) {
         typename KV::pair k[8];
+        UNROLL
         for (int j = 0; j < 8; j++)
             k[j] = kv_items<KV, typename KV::pair>(
                 keys, (first + 4 * j + quarter) * KV_POSITIONS + position);
         typename KV::pair_scale scale =
             kv_scale<KV, typename KV::pair_scale>(scales, first / 32, position);
+        UNROLL
         for (int j = 0; j < 8; j++) {
             float x[2];
             KV::unpack(k[j], scale, x);
             SHARED const float4 *w = (SHARED const float4 *)(q + (first + 4 * j + quarter) * G);
+            UNROLL
             for (int g = 0; g < G; g += 4) {
                 float4 four = w[g / 4];
                 sum0[g] = fma(four.x, x[0], sum0[g]);
@@ -73,6 +78,7 @@ DEVICE void score_tile(GLOBAL const uchar *keys, SHARED const float *q, int head
     fold<G>(sum1, 16, lane);
     fold<G / 2>(sum0, 8, lane);
     fold<G / 2>(sum1, 8, lane);
+    UNROLL
     for (int g = 0; g < G / 4; g++) {
         even[g] = sum0[g];
         odd[g] = sum1[g];
@@ -88,18 +94,22 @@ DEVICE void add_tile(GLOBAL const uchar *values, SHARED const float *p, int n, i
     for (int first = 0; first < n; first += 8) {
         typename KV::quad v[8];
         typename KV::scale scale[8];
+        UNROLL
         for (int j = 0; j < 8; j++) {
             int t = first + j;
             bool some = t < n && 4 * lane < head_dim;
             v[j] = kv_items_if<KV, typename KV::quad>(some, values, t * head_dim + 4 * lane);
             scale[j] = kv_scale<KV, typename KV::scale>(scales, some ? lane / 8 : 0, some ? t : 0);
         }
+        UNROLL
         for (int j = 0; j < 8; j++) {
             float x[4];
             KV::unpack(v[j], scale[j], x);
             SHARED const float4 *w = (SHARED const float4 *)(p + (first + j) * G);
+            UNROLL
             for (int g = 0; g < G; g += 4) {
                 float4 four = w[g / 4];
+                UNROLL
                 for (int i = 0; i < 4; i++) {
                     out[4 * g + i] = fma(four.x, x[i], out[4 * g + i]);
                     out[4 * g + 4 + i] = fma(four.y, x[i], out[4 * g + 4 + i]);
@@ -134,7 +144,9 @@ DEVICE void merge_warps(GLOBAL float *part, size_t stride, int n, int head_dim, 
     }
     UNROLL
     for (int first = 0; first < G; first += 4) {
+        UNROLL
         for (int g = 0; g < 4; g++)
+            UNROLL
             for (int i = 0; i < 4; i++)
                 if (4 * at.lane < head_dim)
                     box[(at.warp * 4 + g) * head_dim + 4 * at.lane + i] = out[4 * (first + g) + i];
@@ -178,7 +190,9 @@ DEVICE void attend(CONSTANT attention_args &a, place at, SHARED char *shared) {
     barrier();
 
     float out[4 * G], top[G / 4], sum[G / 4];
+    UNROLL
     for (int i = 0; i < 4 * G; i++) out[i] = 0;
+    UNROLL
     for (int g = 0; g < G / 4; g++) {
         top[g] = -INFINITY;
         sum[g] = 0;
@@ -189,6 +203,7 @@ DEVICE void attend(CONSTANT attention_args &a, place at, SHARED char *shared) {
         size_t tile = (size_t)(t / KV_POSITIONS) * kv_tile_bytes(KV::Q8, hd);
         float score[2][G / 4];
         score_tile<KV, G>(keys + tile, q, hd, at.lane, score[0], score[1]);
+        UNROLL
         for (int g = 0; g < G / 4; g++) {
             float s0 = t + even < last ? score[0][g] : -INFINITY;
             float s1 = t + even + 1 < last ? score[1][g] : -INFINITY;
@@ -206,12 +221,15 @@ DEVICE void attend(CONSTANT attention_args &a, place at, SHARED char *shared) {
             if (even == 0) factors[mine + g] = factor;
         }
         warp_barrier();
+        UNROLL
         for (int g = 0; g < G; g++)
+            UNROLL
             for (int i = 0; i < 4; i++) out[4 * g + i] *= factors[g];
         int n_here = last - t < KV_POSITIONS ? last - t : KV_POSITIONS;
         add_tile<KV, G>(keys + token.stream + tile, p, n_here, hd, at.lane, out);
         warp_barrier();
     }
+    UNROLL
     for (int g = 0; g < G / 4; g++) {
         for (int mask = 4; mask; mask /= 2) sum[g] += lane_xor(sum[g], mask);
         if (even == 0) {

@@ -274,6 +274,7 @@ DEVICE void tile_add(LOCAL simdgroup_float8x8 (&sum)[2], half2 w0, half2 w1, hal
     simdgroup_half8x8 a, b;
     b.thread_elements()[0] = x.x;
     b.thread_elements()[1] = x.y;
+    UNROLL
     for (int i = 0; i < 2; i++) {
         a.thread_elements()[0] = i ? w1.x : w0.x;
         a.thread_elements()[1] = i ? w1.y : w0.y;
@@ -282,10 +283,12 @@ DEVICE void tile_add(LOCAL simdgroup_float8x8 (&sum)[2], half2 w0, half2 w1, hal
 }
 
 DEVICE void tile_give(LOCAL simdgroup_float8x8 (&sum)[2], LOCAL const float (&v)[4]) {
+    UNROLL
     for (int i = 0; i < 4; i++) sum[i / 2].thread_elements()[i % 2] = v[i];
 }
 
 DEVICE void tile_take(LOCAL float (&v)[4], LOCAL simdgroup_float8x8 (&sum)[2]) {
+    UNROLL
     for (int i = 0; i < 4; i++) v[i] = sum[i / 2].thread_elements()[i % 2];
 }
 
@@ -325,6 +328,7 @@ DEVICE void tile_add_int8(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
 DEVICE void tile_add_f16(LOCAL float (&v)[4], tile_rows w, tile_columns x) {
     simdgroup_float8x8 sum[2];
     tile_give(sum, v);
+    UNROLL
     for (int i = 0; i < 2; i++)
         tile_add(sum, as_type<half2>(w.v[2 * i]), as_type<half2>(w.v[2 * i + 1]),
                  as_type<half2>(x.v[i]));
