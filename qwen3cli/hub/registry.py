@@ -118,7 +118,7 @@ def _pulled() -> list[Path]:
 
 
 def choose(model: str | None, note: Callable[[str], None]) -> Path:
-    """The file of a model; of none: of the one that is set, else the one installed last, else
+    """The file of a model; of none: of the one that is set, else the one that came last, else
     nano, which note is told."""
     if model := model or default():
         return resolve(model)
