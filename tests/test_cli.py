@@ -473,6 +473,10 @@ def test_help_fits_a_narrow_terminal(qwen3: Command, columns: int) -> None:
         assert any(line.startswith("  -h, --help  ") for line in lines)
 
 
+def test_help_on_a_terminal_of_a_column(qwen3: Command) -> None:
+    assert qwen3("chat", "-h", COLUMNS="1").returncode == 0
+
+
 def test_a_tiny_model_without_thinking_tokens_is_refused_clearly(qwen3: Command) -> None:
     image = tiny_model()
     tokens = image.get("tokenizer.ggml.tokens")

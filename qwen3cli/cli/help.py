@@ -18,7 +18,7 @@ class _Formatter(_click_formatter):  # type: ignore[misc]
 
     def __init__(self, width: int | None, max_width: int | None) -> None:
         super().__init__(width=width, max_width=max_width)
-        self.width: int = min(self.width, get_terminal_size().columns - 2)
+        self.width: int = min(self.width, max(_FIRST, get_terminal_size().columns - 2))
 
     def write_dl(self, rows: Any) -> None:
         super().write_dl(rows, **({"col_max": _FIRST} if self.width < _NARROW else {}))
