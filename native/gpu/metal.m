@@ -196,10 +196,24 @@ id<MTLComputeCommandEncoder> metal_encoder(QWStream *s) {
     return s->encoder;
 }
 
+/* In place of a command buffer that failed, whose own signal does not come. */
+static void signal_for(id<MTLCommandBuffer> failed, id<MTLEvent> event, uint64_t turn) {
+    @autoreleasepool {
+        id<MTLCommandBuffer> other = [[failed.device newCommandQueue] commandBuffer];
+        [other encodeSignalEvent:event value:turn];
+        [other commit];
+    }
+}
+
 static void commit(QWStream *s) {
     if (!s->commands) return;
+    id<MTLEvent> event = s->event;
+    uint64_t turn = ++s->turn;
     [s->encoder endEncoding];
-    [s->commands encodeSignalEvent:s->event value:++s->turn];
+    [s->commands encodeSignalEvent:event value:turn];
+    [s->commands addCompletedHandler:^(id<MTLCommandBuffer> done) {
+        if (done.status == MTLCommandBufferStatusError) signal_for(done, event, turn);
+    }];
     [s->commands commit];
     [s->running addObject:s->commands];
     s->commands = nil;

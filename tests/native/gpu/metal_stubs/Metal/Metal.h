@@ -35,6 +35,8 @@ typedef NSUInteger MTLCommandBufferStatus;
 enum { MTLCommandBufferStatusCompleted = 4, MTLCommandBufferStatusError = 5 };
 enum { MTLCommandBufferErrorOutOfMemory = 8 };
 
+@protocol MTLDevice;
+
 @protocol MTLAllocation <NSObject>
 @end
 
@@ -75,12 +77,17 @@ enum { MTLCommandBufferErrorOutOfMemory = 8 };
 - (void)memoryBarrierWithScope:(MTLBarrierScope)scope;
 @end
 
+@protocol MTLCommandBuffer;
+typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
+
 @protocol MTLCommandBuffer <NSObject>
+@property(readonly) id<MTLDevice> device;
 @property(readonly) MTLCommandBufferStatus status;
 @property(readonly) NSError *error;
 - (id<MTLComputeCommandEncoder>)computeCommandEncoderWithDispatchType:(MTLDispatchType)dispatchType;
 - (void)encodeWaitForEvent:(id<MTLEvent>)event value:(uint64_t)value;
 - (void)encodeSignalEvent:(id<MTLEvent>)event value:(uint64_t)value;
+- (void)addCompletedHandler:(MTLCommandBufferHandler)block;
 - (void)commit;
 - (void)waitUntilCompleted;
 @end
