@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from commandline import ROOT, Command
+from printed import Printed
 
 from quant.recipes import recipe
 from qwen3cli.bench.limits import Cost
@@ -111,23 +112,6 @@ def test_a_dense_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # ---- the table -----------------------------------------------------------------------------
-
-
-class Printed:
-    """A terminal that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.value: dict[str, Any] = {}
-        self.lines: list[str] = []
-
-    def json(self, value: dict[str, Any]) -> None:
-        self.value = json.loads(json.dumps(value, allow_nan=False))
-
-    def table(self, head: Any, rows: Any) -> None:
-        self.lines += [" ".join(row) for row in rows]
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 Overview = Callable[..., tuple[dict[str, Any], list[str]]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,29 +10,12 @@ from typing import Any
 
 import pytest
 from cards import GB, HOST, QUICK, Devices
+from printed import Printed
 
 from qwen3cli.errors import DoesNotFit, Qwen3Error
 from qwen3cli.plan.fit import Memory, fit
 from qwen3cli.plan.machine import GpuRates, Peaks
 from qwen3cli.plan.overview import overview
-
-
-class Printed:
-    """A terminal that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.value: dict[str, Any] = {}
-        self.text = ""
-
-    def json(self, value: dict[str, Any]) -> None:
-        self.value = json.loads(json.dumps(value, allow_nan=False))
-
-    def table(self, head: Any, rows: Any) -> None:
-        self.text += "".join("  ".join(row) + "\n" for row in [head, *rows])
-
-    def note(self, text: str) -> None:
-        self.text += text + "\n"
-
 
 Fitted = Callable[..., tuple[dict[str, Any], str]]
 

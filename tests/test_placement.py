@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from commandline import ROOT, Command
 from gguf_tiny import tiny_model
+from printed import Printed
 
 from qwen3cli.errors import DoesNotFit
 from qwen3cli.plan.fit import Memory, fit
@@ -205,20 +206,6 @@ def test_more_memory_is_never_slower() -> None:
 
 
 # ---- the command `fit` -----------------------------------------------------------------
-
-
-class Printed:
-    """A terminal that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.value: dict[str, Any] = {}
-        self.text = ""
-
-    def json(self, value: dict[str, Any]) -> None:
-        self.value = json.loads(json.dumps(value, allow_nan=False))
-
-    def table(self, head: Any, rows: Any) -> None:
-        self.text += "".join("  ".join(row) + "\n" for row in rows)
 
 
 def fitted(monkeypatch: pytest.MonkeyPatch, path: Path, free: int | None, **more: Any) -> Any:
