@@ -131,7 +131,8 @@ qwen3_status tier_want(gpu_tier *t, int layer, const int32_t *experts, int n, co
                        int n_next, bool passing, qwen3_error *err) {
     expert_store *store = t->host->offload.experts;
     qwen3_status status = QWEN3_OK;
-    if (t->store_slots) status = t->api->sync(t->device, GPU_COPY, err);
+    if (t->store_slots && passing) /* a step waits for the copies of the layer before anyway */
+        status = t->api->sync(t->device, GPU_COPY, err);
     if (store && status == QWEN3_OK)
         experts_want(store, t->first + layer, experts, n, next, n_next, passing);
     return status;
